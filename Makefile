@@ -1,0 +1,35 @@
+# make demo: the whole way on the real model.   make test: lint, types, every test.
+# TORCH_INDEX names a package index for PyTorch's CPU build, e.g. make demo TORCH_INDEX=https://…/whl/cpu
+PYTHON ?= python3
+VENV ?= .venv
+RECIPE ?= recipes/demo.yaml
+TORCH_INDEX ?=
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt
+
+.PHONY: demo test lint clean
+demo: $(VENV)/.installed
+	$(VENV)/bin/ltdi collect $(RECIPE)
+	$(VENV)/bin/accelerate launch --config_file recipes/accelerate/one.yaml recipes/train_generator.py $(RECIPE)
+	$(VENV)/bin/ltdi evaluate $(RECIPE)
+
+test: $(VENV)/.installed-test lint
+	$(VENV)/bin/python -m pytest -q
+
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+# torch goes first and pinned: a bare requirement would take a CUDA build of several GB.
+$(VENV)/.installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs
