@@ -1,0 +1,102 @@
+"""Domain of logic in a sentence: who is taller, older, richer than whom, and what follows from it."""
+
+from random import Random
+
+from ltdi_peft.suite.design import Domain, Item, alone, drawn, phrases, question, words
+from ltdi_peft.suite.sentences import NAMES
+
+# Each relation with its opposite; "more" says who has more of it: the first or the second person.
+_RELATIONS = (
+    "taller shorter first, shorter taller second, older younger first, younger older second, "
+    "faster slower first, slower faster second, richer poorer first, poorer richer second, "
+    "stronger weaker first, weaker stronger second, heavier lighter first, lighter heavier second"
+)
+
+
+def _comparison(rng: Random) -> Item:
+    first, second = rng.sample([name for names in NAMES.values() for name in words(names)], 2)
+    relation, opposite, more = words(rng.choice(phrases(_RELATIONS)))
+    winner, loser = (first, second) if more == "first" else (second, first)
+    text = rng.choice(("{} is {} than {}.", "{} was {} than {}.", "I think {} is {} than {}."))
+    slots = {"first": first, "second": second, "relation": relation, "opposite": opposite}
+    return {"input": text.format(first, relation, second), "winner": winner, "loser": loser, **slots}
+
+
+COMPARISONS = Domain(
+    "comparisons",
+    drawn("comparisons", 240, _comparison),
+    (
+        question(
+            "first",
+            "first",
+            """Name the person who is mentioned first.
+               Whose name comes first?
+               Pick out the first of the two names.
+               Which person stands before the adjective?
+               Who is the subject of the comparison?""",
+            """Extract the earlier of both names.
+               With whom does the statement begin?""",
+        ),
+        question(
+            "second",
+            "second",
+            """Name the person who is mentioned last.
+               Whose name comes second?
+               Pick out the second of the two names.
+               Which person stands after "than"?
+               With whom is the first person compared?""",
+            """Extract the later of both names.
+               With whom does the statement end?""",
+        ),
+        question(
+            "winner",
+            "winner",
+            """Say who has more: is taller, older, faster, richer, stronger or heavier.
+               Which of the two has the greater height, age, speed, wealth, strength or weight?
+               Name the person with the larger measure.
+               Who is ahead in this comparison?
+               Whose measure is the greater one?""",
+            """Which individual is on top according to the statement?
+               Tell who exceeds the other.""",
+        ),
+        question(
+            "opposite",
+            "opposite",
+            """Give the opposite of the comparing word.
+               Which word would be right with the two names swapped?
+               What is the contrary of the adjective here?
+               Turn the comparison word into its opposite.
+               Name the word that means the reverse of the comparison.""",
+            """State the antonym of the comparative.
+               Seen from the other person, which comparative holds?""",
+        ),
+        question(
+            "relation",
+            "relation",
+            """Copy the comparing word.
+               Which comparative does the sentence use?
+               Pick out the adjective that compares.
+               What word stands before "than"?
+               Find the comparison word of the sentence.""",
+            """Extract the comparative from the statement.
+               By what adjective are the two compared?""",
+        ),
+    ),
+    (
+        alone(
+            "swapped",
+            lambda i: f"{i['second']} is {i['opposite']}",
+            """Say what this means for the second person.
+               Tell how the other person is, with "is".
+               Turn the comparison round and stop before "than".
+               State the same fact about the person after "than".
+               Begin with the second name and say how that person is.
+               Reverse the comparison in three words.
+               Describe the second person by the opposite word.
+               What follows for the person named last?""",
+            """Infer how the later of both names compares.
+               Draw the converse in three words.
+               Express the statement from the other side.""",
+        ),
+    ),
+)

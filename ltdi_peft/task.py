@@ -1,0 +1,347 @@
+"""Tasks and suites with fixed splits.
+
+In: a JSONL file, a folder of BIG-bench `task.json` files, or the built-in rules of `ltdi_peft.suite`.
+Out: `TaskSuite`: named tasks, each in one split (train, validation, unseen_tasks, unseen_domains).
+Idea: a split belongs to a family of tasks and is fixed in a file before any training; whatever would let
+      a held-out task leak into training (a task in two splits, a family across splits, a held-out prompt or
+      example among the training ones) cannot be built.
+Source: EVALUATION.md, "Splits"; BIG-bench's JSON schema, github.com/google/BIG-bench docs/doc.md."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, no_type_check
+
+from ltdi_peft.suite import BUILTIN_SPLITS, builtin_tasks
+from ltdi_peft.suite.bigbench import read_bigbench
+from ltdi_peft.suite.splits import SPLITS as SPLITS
+from ltdi_peft.suite.splits import (
+    SplitFile,
+    hashed_splits,
+    json_object,
+    read_splits,
+    refuse_crossing,
+    write_splits,
+)
+
+_PathLike = Path | str | None
+_Fractions = Mapping[str, float] | None
+
+
+# Tests check annotations at every call: too slow for the 64,000 examples of a suite; __post_init__ checks.
+@no_type_check
+@dataclass(frozen=True)
+class Example:
+    """One input and its answer; with `choices` it is multiple choice and the answer is one of them."""
+
+    input: str
+    answer: str
+    choices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be scored: a blank answer, or one that is no choice."""
+        if not isinstance(self.input, str) or not isinstance(self.answer, str) or not self.answer.strip():
+            raise ValueError(f"an example needs a text input and a non-blank text answer, got {self!r}.")
+        if self.choices and self.answer not in self.choices:
+            raise ValueError(f"the answer {self.answer!r} is not among its choices {list(self.choices)}.")
+
+
+ExampleLike = Example | Sequence[Any] | Mapping[str, Any]  # itself, (input, answer[, choices]), or a dict
+
+
+@dataclass(frozen=True, init=False)
+class Task:
+    """A task: what it is called, how it may be asked for, and examples (none = weight-space use only).
+
+    `prompts` are training paraphrases, `evaluation_prompts` held-out ones; `family` names the tasks that
+    must share a split ("" = a family of its own, which is then set to the name). Sequences become tuples, and
+    (input, answer) pairs or dicts become `Example`s. Raises ValueError for what could leak or not be asked.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    domain: str = "general"
+    family: str = ""
+    train: tuple[Example, ...] = ()
+    evaluation: tuple[Example, ...] = ()
+    evaluation_prompts: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        name: str,
+        prompts: Iterable[str],
+        domain: str = "general",
+        family: str = "",
+        train: Iterable[ExampleLike] = (),
+        evaluation: Iterable[ExampleLike] = (),
+        evaluation_prompts: Iterable[str] = (),
+    ) -> None:
+        """Normalise sequences, then refuse half-valid tasks."""
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"a task needs a non-blank name, got {name!r}.")
+        values = {
+            "name": name,
+            "prompts": _prompts(name, "prompts", prompts),
+            "domain": domain,
+            "family": family or name,
+            "train": tuple(_example(name, e) for e in train),
+            "evaluation": tuple(_example(name, e) for e in evaluation),
+            "evaluation_prompts": _prompts(name, "evaluation_prompts", evaluation_prompts),
+        }
+        for key, value in values.items():
+            object.__setattr__(self, key, value)  # the class is frozen
+        if not self.prompts:
+            raise ValueError(f"task {name!r} has no prompts; give at least one sentence that asks for it.")
+        self._refuse_leaks()
+
+    def _refuse_leaks(self) -> None:
+        if shared := sorted(set(self.prompts) & set(self.evaluation_prompts)):
+            raise ValueError(
+                f"task {self.name!r}: prompt {shared[0]!r} is both a training and a held-out prompt."
+            )
+        seen = {(e.input, e.answer) for e in self.train}
+        if leaked := [e for e in self.evaluation if (e.input, e.answer) in seen]:
+            raise ValueError(
+                f"task {self.name!r}: {len(leaked)} examples are both in train and in evaluation, "
+                f"e.g. {leaked[0].input!r} → {leaked[0].answer!r}; keep each in one part."
+            )
+
+    @property
+    def held_out_prompts(self) -> tuple[str, ...]:
+        """The prompts to judge with: `evaluation_prompts`, or `prompts` where there are none."""
+        return self.evaluation_prompts or self.prompts
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able fields; an example is [input, answer], or [input, answer, [choices]]."""
+        record = {key: value for key, value in vars(self).items() if value}
+        for key in ("train", "evaluation"):
+            if key in record:
+                record[key] = [_example_record(e) for e in record[key]]
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in record.items()}
+
+    @staticmethod
+    def from_dict(d: dict[str, Any], where: str) -> "Task":
+        """The inverse of `to_dict`; `where` (file and line) begins every error message."""
+        known = [f.name for f in fields(Task)]
+        if unknown := sorted(set(d) - set(known)):
+            raise ValueError(f"{where}: unknown keys {unknown}; a task has {known}.")
+        if missing := [key for key in ("name", "prompts") if key not in d]:
+            raise ValueError(f"{where}: missing keys {missing}; a task needs a name and prompts.")
+        try:
+            return Task(**d)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from error
+
+
+def _prompts(task: str, key: str, prompts: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(prompts, str):
+        raise ValueError(f"task {task!r}: {key} must be a list of sentences, got one text {prompts!r}.")
+    prompts = tuple(prompts)
+    for prompt in prompts:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"task {task!r}: {key} holds {prompt!r}; every prompt must be a non-blank text.")
+    if len(set(prompts)) < len(prompts):
+        raise ValueError(f"task {task!r}: {key} repeats a prompt; every paraphrase must differ.")
+    return prompts
+
+
+@no_type_check  # as for Example
+def _example(task: str, value: ExampleLike) -> Example:
+    if type(value) is Example:
+        return value
+    try:
+        if isinstance(value, (list, tuple)):
+            return Example(*value[:2], *map(tuple, value[2:]))
+        if isinstance(value, dict):
+            return Example(**{**value, "choices": tuple(value.get("choices", ()))})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"task {task!r}: {error}") from error
+    raise ValueError(
+        f"task {task!r}: an example is [input, answer] or {{input, answer, choices}}, got {value!r}."
+    )
+
+
+def _example_record(example: Example) -> list[Any]:
+    pair = [example.input, example.answer]
+    return [*pair, list(example.choices)] if example.choices else pair
+
+
+@dataclass(frozen=True)
+class TaskSuite:
+    """Tasks by name, and for each split the ordered names of its tasks.
+
+    `folds` maps a domain to the number of the fold in which it is left out; `left_out` maps what was not
+    loaded, or is deliberately in no split, to the reason. Raises ValueError for an empty suite, an unknown
+    split, a name that no task has, a task in two splits or in none, a family or an unseen domain
+    that crosses splits.
+    """
+
+    name: str
+    tasks: dict[str, Task]
+    splits: dict[str, tuple[str, ...]]
+    folds: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Give every split an entry, then check the suite whole."""
+        if not self.tasks:
+            why = "".join(f"\n  {task}: {reason}" for task, reason in list(self.left_out.items())[:5])
+            raise ValueError(f"suite {self.name!r} is empty: it needs at least one task.{why}")
+        if unknown := sorted(set(self.splits) - set(SPLITS)):
+            raise ValueError(f"suite {self.name!r}: unknown splits {unknown}; the splits are {list(SPLITS)}.")
+        object.__setattr__(self, "splits", {s: tuple(self.splits.get(s, ())) for s in SPLITS})
+        split_of = self._one_split_each()
+        refuse_crossing(self.name, "family", {n: t.family for n, t in self.tasks.items()}, split_of)
+        unseen = {self.tasks[n].domain for n in self.splits["unseen_domains"]}
+        domains = {n: t.domain for n, t in self.tasks.items() if t.domain in unseen}
+        refuse_crossing(self.name, "unseen domain", domains, split_of)
+
+    def _one_split_each(self) -> dict[str, str]:
+        split_of: dict[str, str] = {}
+        for split, names in self.splits.items():
+            for name in names:
+                if name not in self.tasks:
+                    raise ValueError(
+                        f"suite {self.name!r}: split {split!r} names {name!r}, which is no task of it."
+                    )
+                if name in split_of:
+                    raise ValueError(
+                        f"suite {self.name!r}: task {name!r} is in {split_of[name]!r} and {split!r}."
+                    )
+                split_of[name] = split
+        if homeless := sorted(set(self.tasks) - set(split_of)):
+            raise ValueError(
+                f"suite {self.name!r}: {len(homeless)} tasks are in no split, e.g. {homeless[0]!r}; "
+                'name them in a split, or under "left_out" of the split file with the reason.'
+            )
+        return split_of
+
+    def __getitem__(self, task_name: str) -> Task:
+        if task_name not in self.tasks:
+            raise KeyError(
+                f"suite {self.name!r} has no task {task_name!r}; `ltdi tasks` lists its {len(self.tasks)}."
+            )
+        return self.tasks[task_name]
+
+    def split(self, name: str) -> tuple[Task, ...]:
+        """The tasks of one split, in the fixed order."""
+        if name not in self.splits:
+            raise ValueError(f"unknown split {name!r}; the splits are {list(SPLITS)}.")
+        return tuple(self.tasks[task] for task in self.splits[name])
+
+    def parts(self, **limits: int) -> "TaskSuite":
+        """The suite with only the first n tasks of the splits given; splits not given stay whole."""
+        for split, limit in limits.items():
+            if not 0 <= limit <= len(self.split(split)):
+                raise ValueError(
+                    f"parts({split}={limit}): suite {self.name!r} has {len(self.split(split))} tasks "
+                    f"in {split!r}; ask for 0 to that many."
+                )
+        splits = {s: names[: limits.get(s, len(names))] for s, names in self.splits.items()}
+        tasks = {n: self.tasks[n] for names in splits.values() for n in names}
+        domains = {task.domain for task in tasks.values()}
+        folds = {domain: fold for domain, fold in self.folds.items() if domain in domains}
+        return replace(self, tasks=tasks, splits=splits, folds=folds)
+
+    def only(self, domains: Sequence[str]) -> "TaskSuite":
+        """The suite cut to some domains. ValueError names an unknown one."""
+        known = {task.domain for task in self.tasks.values()}
+        if unknown := sorted(set(domains) - known):
+            raise ValueError(f"suite {self.name!r} has no domains {unknown}; it has {sorted(known)}.")
+        tasks = {name: task for name, task in self.tasks.items() if task.domain in domains}
+        splits = {
+            split: tuple(name for name in names if name in tasks) for split, names in self.splits.items()
+        }
+        folds = {domain: fold for domain, fold in self.folds.items() if domain in domains}
+        return replace(self, tasks=tasks, splits=splits, folds=folds)
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row a task: name, domain, family, split, number of examples, first prompt, first example."""
+        return [_row(split, task) for split in SPLITS for task in self.split(split)]
+
+    def save_splits(self, path: Path | str) -> None:
+        """Write the split file (JSON, deterministic bytes, atomic)."""
+        write_splits(Path(path), self.name, SplitFile(self.splits, self.folds, self.left_out))
+
+    @staticmethod
+    def builtin(split_file: _PathLike = None) -> "TaskSuite":
+        """The suite written by this project, with its committed splits unless another file is given."""
+        tasks = [Task(**record) for record in builtin_tasks()]
+        return _suite("builtin", tasks, split_file or BUILTIN_SPLITS, None, {})
+
+    @staticmethod
+    def from_jsonl(
+        path: Path | str,
+        split_file: _PathLike = None,
+        *,
+        fractions: _Fractions = None,
+    ) -> "TaskSuite":
+        """One task a line, as `Task.to_dict` gives it; without a split file, splits by `hashed_splits`."""
+        path = Path(path)
+        lines = enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
+        tasks = [
+            Task.from_dict(json_object(text, f"{path}:{n}"), f"{path}:{n}")
+            for n, text in lines
+            if text.strip()
+        ]
+        return _suite(path.stem, tasks, split_file, fractions, {})
+
+    @staticmethod
+    def from_bigbench(
+        folder: Path | str,
+        split_file: _PathLike = None,
+        *,
+        fractions: _Fractions = None,
+        evaluation_fraction: float = 0.5,
+    ) -> "TaskSuite":
+        """Every BIG-bench `task.json` below `folder`; see `suite/bigbench.py`. Unusable ones: `left_out`."""
+        records, left_out = read_bigbench(Path(folder), evaluation_fraction)
+        tasks = [Task.from_dict(record, where) for where, record in records.items()]
+        return _suite(Path(folder).name, tasks, split_file, fractions, left_out)
+
+
+def load_suite(source: str, split_file: _PathLike = None) -> TaskSuite:
+    """A suite by where it is: "builtin", a .jsonl file, or a folder of BIG-bench task.json files."""
+    if source == "builtin":
+        return TaskSuite.builtin(split_file)
+    if not Path(source).exists():
+        raise FileNotFoundError(
+            f"suite {source!r}: no such file or folder; give 'builtin', a .jsonl file or a BIG-bench folder."
+        )
+    if Path(source).is_dir():
+        return TaskSuite.from_bigbench(source, split_file)
+    return TaskSuite.from_jsonl(source, split_file)
+
+
+def _suite(
+    name: str, tasks: list[Task], split_file: _PathLike, fractions: _Fractions, left_out: dict[str, str]
+) -> TaskSuite:
+    """A suite with the splits of a file, or hashed ones; tasks that the file leaves out are not loaded."""
+    if split_file is not None and fractions is not None:
+        raise ValueError("give a split file or fractions, not both: the file fixes every split.")
+    by_name = {task.name: task for task in tasks}
+    if len(by_name) < len(tasks):
+        twice = sorted({t.name for t in tasks if by_name[t.name] is not t})
+        raise ValueError(f"suite {name!r}: two tasks are called {twice[0]!r}; every name must differ.")
+    if split_file is None:
+        rows = [(task.name, task.domain, task.family) for task in tasks]
+        return TaskSuite(name, by_name, hashed_splits(rows, fractions), left_out=left_out)
+    content = read_splits(Path(split_file))
+    kept = {n: task for n, task in by_name.items() if n not in content.left_out}
+    try:
+        return TaskSuite(name, kept, content.splits, content.folds, {**left_out, **content.left_out})
+    except ValueError as error:
+        raise ValueError(f"{split_file}: {error}") from error
+
+
+def _row(split: str, task: Task) -> dict[str, Any]:
+    examples = (*task.train, *task.evaluation)
+    return {
+        "name": task.name,
+        "domain": task.domain,
+        "family": task.family,
+        "split": split,
+        "examples": len(examples),
+        "prompt": task.prompts[0],
+        "example": f"{examples[0].input} → {examples[0].answer}" if examples else "",
+    }
