@@ -1,0 +1,304 @@
+"""A recipe: frozen dataclasses, read from strict YAML.
+
+In: a YAML file and overrides `--section.field=value`.  Out: `Recipe`.
+Idea: every choice of a run is a named field with a default and a unit. Names of choices are listed here and
+again, as tables of functions, in the rooms that make them; a test holds the two equal.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ltdi_peft.strict import apply_override as apply_override
+from ltdi_peft.strict import at_least, one_of, positive, read_table, share
+from ltdi_peft.strict import build as build
+from ltdi_peft.strict import to_dict as to_dict
+
+GAUGES = ("shared_a", "shared_start", "canonical")
+STARTS = ("multi_task", "fresh")
+ENCODERS = ("minilm", "base")
+LOSSES = ("vanilla", "naive", "local_consistency")
+LAWS = ("cosine", "vp")
+WEIGHTS = ("published", "uniform", "min_snr", "epsilon")
+SAMPLERS = ("mean_only", "ddim", "stochastic")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+STORED_DTYPES = ("float32", "float16")
+CENTRES = ("ridge", "mean")
+METHODS = ("plain", "reptile")
+LEARNING_RATES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The frozen base model."""
+
+    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    revision: str | None = None
+    dtype: str = "auto"  # float32, bfloat16, float16, or the fastest that the hardware multiplies natively
+    load_in_4bit: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("dtype", self.dtype, DTYPES)
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """The tasks, and how many of each split are used (None: all)."""
+
+    source: str = "builtin"  # "builtin", a .jsonl file, or a folder of BIG-bench task.json files
+    split_file: str | None = None
+    domains: tuple[str, ...] = ()  # only tasks of these; empty: all
+    train: int | None = None
+    validation: int | None = None
+    unseen_tasks: int | None = None
+    unseen_domains: int | None = None
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The LoRA that every run trains."""
+
+    rank: int = 4
+    alpha: float = 8.0
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    layers: int | None = None  # adapt the top so many layers; None: the top third
+
+    def __post_init__(self) -> None:
+        at_least("rank", self.rank, 1)
+        positive("alpha", self.alpha)
+        at_least("number of target_modules", len(self.target_modules), 1)
+        at_least("layers", self.layers or 1, 1)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Gradient steps on adapters: AdamW, gradient norm clipped per adapter."""
+
+    steps: int = 24
+    batch_size: int = 8  # examples a task and step
+    learning_rate: float = 4e-3  # peak
+    schedule: str = "linear"  # constant, linear (to 0), cosine (to 0)
+    warmup: float = 0.05  # share of the steps
+    max_grad_norm: float = 1.0
+    sam_rho: float = 0.0  # > 0: sharpness-aware minimisation, METHOD: gradient at θ + ρ g/‖g‖
+    prompt_in_context: float = 0.5  # share of examples that carry the task prompt in the model's context
+
+    def __post_init__(self) -> None:
+        one_of("schedule", self.schedule, LEARNING_RATES)
+        at_least("steps", self.steps, 1)
+        at_least("batch_size", self.batch_size, 1)
+        at_least("sam_rho", self.sam_rho, 0)
+        positive("learning_rate", self.learning_rate)
+        positive("max_grad_norm", self.max_grad_norm)
+        share("warmup", self.warmup)
+        share("prompt_in_context", self.prompt_in_context)
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Preparation: the shared start, then one recorded LoRA per task and seed."""
+
+    start: str = "multi_task"  # multi_task: one LoRA on all training tasks first; fresh: B = 0
+    gauge: str = "shared_a"  # shared_a: A stays the start's; shared_start: A and B trained
+    seeds: int = 2
+    together: int = 8  # tasks trained in one forward pass
+    rows: int = 160  # examples of a task kept for training (cached activations)
+    equal_parts: int = 6  # snapshots a run, at equal distances
+    snapshot_dtype: str = "float32"
+    multi_task: FitConfig = FitConfig(steps=400, batch_size=32, learning_rate=2e-3, prompt_in_context=0.8)
+    single: FitConfig = FitConfig()
+
+    def __post_init__(self) -> None:
+        one_of("start", self.start, STARTS)
+        one_of("gauge", self.gauge, GAUGES)
+        one_of("snapshot_dtype", self.snapshot_dtype, STORED_DTYPES)
+        for key in ("seeds", "together", "rows", "equal_parts"):
+            at_least(key, vars(self)[key], 1)
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """Adapter ⇄ tokens."""
+
+    width: int | None = 128  # numbers a token; None: full width, exact
+    dtype: str = "float16"  # of the stored bases: its rounding is far below what the width drops
+    gate: float = 0.95  # least share of validation adapters' gain that decode(encode(·)) keeps; 0: no gate
+
+    def __post_init__(self) -> None:
+        one_of("dtype", self.dtype, STORED_DTYPES)
+        at_least("width", self.width or 1, 1)
+        share("gate", self.gate)
+
+
+@dataclass(frozen=True)
+class ConditionConfig:
+    """Prompt → condition."""
+
+    encoder: str = "minilm"  # minilm: sentence embedding; base: hidden states of the base model
+
+    def __post_init__(self) -> None:
+        one_of("encoder", self.encoder, ENCODERS)
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The trajectory diffusion (METHOD §3)."""
+
+    loss: str = "local_consistency"
+    k: int = 3  # local targets
+    steps: int = 20  # T, chain length
+    law: str = "cosine"
+    weight: str = "uniform"
+    sampler: str = "mean_only"
+    noise_floor: float = 1.0  # < 1: the training noise is lowered by a random factor from [noise_floor, 1]
+    condition_dropout: float = 0.1
+    mixing: float = 0.5  # share of training rows that are random linear combinations of tasks
+    centre: str = "ridge"  # what the chain is centred on: cross-fitted ridge prediction, or the mean adapter
+    ridge: float | None = None  # ridge strength; None: chosen on leave-one-task-out error
+
+    def __post_init__(self) -> None:
+        one_of("loss", self.loss, LOSSES)
+        one_of("centre", self.centre, CENTRES)
+        one_of("law", self.law, LAWS)
+        one_of("weight", self.weight, WEIGHTS)
+        one_of("sampler", self.sampler, SAMPLERS)
+        at_least("k", self.k, 1)
+        at_least("steps", self.steps, self.k)
+        for key in ("noise_floor", "condition_dropout", "mixing"):
+            share(key, vars(self)[key])
+        if self.ridge is not None:
+            positive("ridge", self.ridge)
+
+
+@dataclass(frozen=True)
+class DenoiserSection:
+    """The network."""
+
+    hidden: int = 64
+    layers: int = 2
+    heads: int = 4
+    nonlinear: bool = True
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    """Plain training, or REPTILE (METHOD §4)."""
+
+    method: str = "plain"
+    inner_steps: int = 3
+    inner_learning_rate: float = 5e-3
+
+    def __post_init__(self) -> None:
+        one_of("method", self.method, METHODS)
+        at_least("inner_steps", self.inner_steps, 1)
+        positive("inner_learning_rate", self.inner_learning_rate)
+
+
+@dataclass(frozen=True)
+class TaskLossConfig:
+    """Second stage: task loss through the frozen base model (METHOD §7). steps = 0 leaves it out."""
+
+    steps: int = 0
+    tasks: int = 4  # tasks a step, one forward pass
+    examples: int = 8  # examples a task
+    learning_rate: float = 3e-4
+    weight_space: float = 0.1  # weight of the weight-space loss kept as a regulariser
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training of the generator on Accelerate."""
+
+    steps: int = 1500
+    batch_size: int = 64  # rows a step, all processes together
+    units: int = 2  # parts of a step (batches, or REPTILE inner loops), shared out over the processes
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    ema: float = 0.995
+    mixed_precision: str = "no"  # "no" or "bf16"
+    validate_every: int = 250
+    checkpoint_every: int = 500
+    log_every: int = 25
+    log_with: str | None = "tensorboard"
+    task_loss: TaskLossConfig = TaskLossConfig()
+
+    def __post_init__(self) -> None:
+        one_of("schedule", self.schedule, LEARNING_RATES)
+        one_of("mixed_precision", self.mixed_precision, ("no", "bf16"))
+        at_least("units", self.units, 1)
+        at_least("batch_size", self.batch_size, self.units)
+        for key in ("validate_every", "checkpoint_every", "log_every"):
+            at_least(key, vars(self)[key], 1)
+        positive("learning_rate", self.learning_rate)
+        share("ema", self.ema)
+        share("warmup", self.warmup)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The protocol (EVALUATION)."""
+
+    examples: int = 100  # evaluation examples a task
+    seeds: int = 3  # generator seeds
+    wrong_prompts: int = 5  # other tasks whose prompt is given in the wrong-prompt control
+    bootstrap: int = 2000  # resamples of the tasks
+    multi_task_steps: int | None = None  # of the rival; None: as many examples as start and runs together
+    methods: tuple[str, ...] = (
+        "base", "multi_task_lora", "mean", "nearest", "ridge", "vanilla", "local_consistency", "ours",
+        "ours_wrong_prompt", "oracle_codec", "oracle",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run needs. `output` holds store, generator and results."""
+
+    name: str = "recipe"
+    output: str = "runs/recipe"
+    seed: int = 0
+    base: BaseConfig = BaseConfig()
+    suite: SuiteConfig = SuiteConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    collect: CollectConfig = CollectConfig()
+    codec: CodecConfig = CodecConfig()
+    condition: ConditionConfig = ConditionConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    denoiser: DenoiserSection = DenoiserSection()
+    meta: MetaConfig = MetaConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files are."""
+        return Path(self.output)
+
+    @property
+    def store_folder(self) -> Path:
+        """Trajectories of training tasks."""
+        return self.folder / "trajectories"
+
+    @property
+    def held_out_folder(self) -> Path:
+        """Oracles of validation and unseen tasks: out of every codec, mean and training set."""
+        return self.folder / "held_out"
+
+    @property
+    def generator_folder(self) -> Path:
+        """The trained generator."""
+        return self.folder / "generator"
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply overrides `--section.field=value` (or `section.field=value`), in order."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"recipe {path} does not exist. The project's own are in recipes/*.yaml.")
+    table = read_table(path)
+    for override in overrides:
+        apply_override(table, override)
+    return build(Recipe, table, str(path))
