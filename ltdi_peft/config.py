@@ -48,6 +48,7 @@ class SuiteConfig:
     source: str = "builtin"  # "builtin", a .jsonl file, or a folder of BIG-bench task.json files
     split_file: str | None = None
     domains: tuple[str, ...] = ()  # only tasks of these; empty: all
+    match: tuple[str, ...] = ()  # only tasks whose names match one of these patterns, e.g. "*/*/brackets"; empty: all
     train: int | None = None
     validation: int | None = None
     unseen_tasks: int | None = None
@@ -67,7 +68,8 @@ class AdapterConfig:
         at_least("rank", self.rank, 1)
         positive("alpha", self.alpha)
         at_least("number of target_modules", len(self.target_modules), 1)
-        at_least("layers", self.layers or 1, 1)
+        if self.layers is not None:
+            at_least("layers", self.layers, 1)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, STORED_DTYPES)
-        at_least("width", self.width or 1, 1)
+        if self.width is not None:
+            at_least("width", self.width, 1)
         share("gate", self.gate)
 
 

@@ -7,6 +7,7 @@ Idea: a split belongs to a family of tasks and is fixed in a file before any tra
       example among the training ones) cannot be built.
 Source: EVALUATION.md, "Splits"; BIG-bench's JSON schema, github.com/google/BIG-bench docs/doc.md."""
 
+import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -243,17 +244,27 @@ class TaskSuite:
         folds = {domain: fold for domain, fold in self.folds.items() if domain in domains}
         return replace(self, tasks=tasks, splits=splits, folds=folds)
 
-    def only(self, domains: Sequence[str]) -> "TaskSuite":
-        """The suite cut to some domains. ValueError names an unknown one."""
+    def only(self, domains: Sequence[str] = (), match: Sequence[str] = ()) -> "TaskSuite":
+        """The suite cut to some domains and to names that match a pattern such as "animals/*/brackets".
+
+        Nothing given means everything. ValueError names an unknown domain or a pattern that matches no task.
+        """
         known = {task.domain for task in self.tasks.values()}
         if unknown := sorted(set(domains) - known):
             raise ValueError(f"suite {self.name!r} has no domains {unknown}; it has {sorted(known)}.")
-        tasks = {name: task for name, task in self.tasks.items() if task.domain in domains}
-        splits = {
-            split: tuple(name for name in names if name in tasks) for split, names in self.splits.items()
+        if idle := [pattern for pattern in match if not fnmatch.filter(self.tasks, pattern)]:
+            raise ValueError(f"suite {self.name!r} has no task that matches {idle}; `ltdi tasks` lists them.")
+        tasks = {
+            name: task
+            for name, task in self.tasks.items()
+            if (not domains or task.domain in domains)
+            and (not match or any(fnmatch.fnmatchcase(name, pattern) for pattern in match))
         }
-        folds = {domain: fold for domain, fold in self.folds.items() if domain in domains}
-        return replace(self, tasks=tasks, splits=splits, folds=folds)
+        splits = {split: tuple(name for name in names if name in tasks) for split, names in self.splits.items()}
+        kept = {task.domain for task in tasks.values()}
+        return replace(
+            self, tasks=tasks, splits=splits, folds={d: fold for d, fold in self.folds.items() if d in kept}
+        )
 
     def table(self) -> list[dict[str, Any]]:
         """One row a task: name, domain, family, split, number of examples, first prompt, first example."""

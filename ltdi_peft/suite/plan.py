@@ -1,24 +1,27 @@
 """Which question meets which format, and which task is in which split.
 
 In: the domains and formats.  Out: the content of `splits.json`; deterministic.
-Idea: each question gets up to seven formats of different groups, the least used that suit its answers, and two
-      of its tasks are held out: question and format are then both known from other tasks, their pair is not.
-      (With three formats a question, a multi-task adapter did not learn to combine them: docs/log.md.)
+Idea: each question meets every format that adds something constant around its answer, and the least used one of
+      those that change the answer itself; two of its families are held out. Question and format of a held-out
+      task are then both known from other tasks, their pair is not. (With three formats a question, a multi-task
+      adapter did not learn to combine them.)
       Split orders go round the domains, so that a prefix is a small suite of the same kind.
 Source: EVALUATION.md, "Splits"."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ltdi_peft.suite.design import Domain, Format, Question
 from ltdi_peft.suite.splits import SplitFile, share
 
 MAX_SHARE = 0.6  # of one answer among a task's examples: above it, a constant would look like a skill
 MAX_AGREEMENT = 0.8  # of two tasks' answers on shared inputs: above it, the prompt would hardly matter
-FORMATS_A_QUESTION = 7
-HELD_OUT_A_QUESTION = 2
-VALIDATION_A_DOMAIN = 2
+AROUND = ("plain", "wrap", "end", "lead", "sentence")  # groups of formats that leave the answer as it is
+CHANGES_A_QUESTION = 1  # formats of the other groups: letter case, repetition, spelling
+FAMILIES_HELD_OUT = 2  # of each question
+VALIDATION_A_DOMAIN = 2  # of these families
 FOLDS = 6  # besides fold 0, which is the unseen domains
 
 
@@ -29,6 +32,12 @@ class Cell:
     domain: str
     question: str
     format: str
+    group: str = ""
+
+    @property
+    def family(self) -> str:
+        """Tasks that differ only by a constant share it, and with it their split."""
+        return "/".join(part for part in (self.domain, self.question, self.group) if part)
 
     @property
     def name(self) -> str:
@@ -43,9 +52,8 @@ def chosen_cells(domains: Sequence[Domain], formats: Sequence[Format]) -> list[C
     for domain in domains:
         earlier = [[task.answer(item) for item in domain.items] for task in domain.alone]
         for q in domain.questions:
-            suiting = _formats_of(domain, q, _least_used(formats, used, f"{domain.name}/{q.name}"), earlier)
-            chosen = suiting[:FORMATS_A_QUESTION]
-            cells += [Cell(domain.name, q.name, f.name) for f in chosen]
+            chosen = _formats_of(domain, q, _least_used(formats, used, f"{domain.name}/{q.name}"), earlier)
+            cells += [Cell(domain.name, q.name, f.name, f.group) for f in chosen]
             used.update(f.name for f in chosen)
             earlier += [[f.apply(q.answer(item)) for item in domain.items] for f in chosen]
         cells += [Cell(domain.name, task.name, "") for task in domain.alone]
@@ -59,20 +67,21 @@ def _least_used(formats: Iterable[Format], used: Counter[str], tie: str) -> list
 def _formats_of(
     domain: Domain, q: Question, formats: Iterable[Format], earlier: list[list[str]]
 ) -> list[Format]:
-    """The formats that suit, in the order given, one of each group."""
+    """The formats that suit, in the order given: all that go around the answer, few that change it."""
     answers = [q.answer(item) for item in domain.items]
-    found: dict[str, Format] = {}
+    found: list[Format] = []
     others = list(earlier)
     for f in formats:
-        if f.group in found or not all(map(f.suits, answers)):
+        changes = [other for other in found if other.group not in AROUND]
+        if not all(map(f.suits, answers)) or (f.group not in AROUND and len(changes) == CHANGES_A_QUESTION):
             continue
         texts = [f.apply(answer) for answer in answers]
         differs = all(agreement(texts, other) <= MAX_AGREEMENT for other in others)
         changed = f.name == "plain" or agreement(texts, answers) <= MAX_AGREEMENT
         if changed and differs and varied(texts):
-            found[f.group] = f
+            found.append(f)
             others.append(texts)
-    return list(found.values())
+    return found
 
 
 def varied(texts: Sequence[str]) -> bool:
@@ -93,13 +102,15 @@ def planned_splits(cells: Sequence[Cell], unseen_domains: Sequence[str]) -> Spli
     unseen, validation, train = {}, {}, {}
     for d in (d for d in domains if d not in unseen_domains):
         questions = _by_hash({cell.question for cell in by_domain[d] if cell.format}, d)
-        picked: list[Cell] = []
-        for question in questions * HELD_OUT_A_QUESTION:
-            picked.append(_held_out([cell for cell in by_domain[d] if cell not in picked], question, held))
+        picked: list[list[Cell]] = []
+        for question in questions * FAMILIES_HELD_OUT:
+            taken = {cell for family in picked for cell in family}
+            picked.append(_held_out([cell for cell in by_domain[d] if cell not in taken], question, held))
         # The second question's goes to validation, so that short prefixes of all three splits cover each other.
-        validation[d] = picked[1 : 2 * VALIDATION_A_DOMAIN : 2]
-        unseen[d] = [cell for cell in picked if cell not in validation[d]]
-        rest = [cell for cell in by_domain[d] if cell not in picked]
+        chosen = picked[1 : 2 * VALIDATION_A_DOMAIN : 2]
+        validation[d] = _interleaved(chosen)
+        unseen[d] = _interleaved([family for family in picked if family not in chosen])
+        rest = [cell for cell in by_domain[d] if cell not in {*unseen[d], *validation[d]}]
         train[d] = (questions, rest)
     splits = {
         "train": _train_order(train),
@@ -116,15 +127,20 @@ def _by_hash(questions: set[str], domain: str) -> list[str]:
     return sorted(questions, key=lambda question: share(f"held out {domain}/{question}"))
 
 
-def _held_out(cells: list[Cell], question: str, held: Counter[str]) -> Cell:
-    """The task of the question whose format is held out least so far."""
-    options = [cell for cell in cells if cell.question == question]
-    cell = min(options, key=lambda option: (held[option.format], share(option.name)))
-    held[cell.format] += 1
-    return cell
+def _held_out(cells: list[Cell], question: str, held: Counter[str]) -> list[Cell]:
+    """The family of the question whose group is held out least so far, among those that every question meets."""
+    options = [cell for cell in cells if cell.question == question and cell.group in AROUND]
+    first = min(options, key=lambda option: (held[option.group], share(option.family)))
+    held[first.group] += 1
+    return [cell for cell in options if cell.family == first.family]
 
 
-def _round_robin(queues: dict[str, list[Cell]]) -> list[Cell]:
+def _interleaved(families: list[list[Cell]]) -> list[Cell]:
+    """The first of every family, then the second of every family, and so on."""
+    return _round_robin(dict(enumerate(families)))
+
+
+def _round_robin(queues: Mapping[Any, list[Cell]]) -> list[Cell]:
     longest = max(map(len, queues.values()))
     return [queue[i] for i in range(longest) for queue in queues.values() if i < len(queue)]
 
