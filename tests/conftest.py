@@ -95,3 +95,17 @@ def tiny_wrapped(tiny_base, tiny_tokenizer) -> Callable[..., Base]:
         return wrap_base(tiny_base(seed, layers).to(dtype), tiny_tokenizer)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A `tiny_world.World` whose runs are collected and whose generator is trained, once a session. Read only."""
+    from tiny_world import make_world
+
+    from ltdi_peft.collect import collect
+    from ltdi_peft.train import train_generator
+
+    made = make_world(tmp_path_factory.mktemp("world"))
+    collect(made.recipe, progress=False)
+    train_generator(made.recipe, progress=False)
+    return made

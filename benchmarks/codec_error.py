@@ -1,0 +1,159 @@
+"""Codec error against width and gauge, on adapters that the codec was not fitted on.
+
+    python benchmarks/codec_error.py STORE [--widths 8 16 32 64 128] [--gauges shared_a …] [--targets 3]
+
+In: a trajectory store with ≥ 2 tasks; every fifth task (by name) is held out.
+Out: a Markdown table: relative ΔW error of held-out and of fitted adapters, time per adapter, size; beside a
+basis from `torch.svd_lowrank` over all coordinates in memory at once (same codec, only the basis differs).
+"""
+
+import argparse
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ltdi_peft.encode import GAUGES, AdapterCodec, delta_w_distance, round_trip
+from ltdi_peft.spec import Adapter, AdapterSpec, require_same_spec
+from ltdi_peft.store import TrajectoryStore
+from ltdi_peft.trajectory import Trajectory
+
+HOLD_OUT_EVERY = 5  # tasks
+COLUMNS = (
+    "gauge",
+    "width",
+    "error held out",
+    "error fitted",
+    "energy kept",
+    "svd_lowrank: error held out",
+    "fit ms/adapter",
+    "svd_lowrank ms/adapter",
+    "encode ms",
+    "decode ms",
+    "basis MB",
+)
+
+
+def adapters_of(runs: Sequence[Trajectory], targets: int) -> Iterator[Adapter]:
+    """The local targets of the runs, read one at a time."""
+    for run in runs:
+        for snapshot in run.local_targets(targets):
+            yield run.adapter(snapshot)
+
+
+def possible_gauges(runs: Sequence[Trajectory]) -> list[str]:
+    """The gauges that these runs allow: what they share decides."""
+    starts = {run.start_path for run in runs}
+    names = {f"{site.name}.lora_A" for site in runs[0].spec.sites}
+    frozen = all(names <= set(run.frozen) for run in runs)
+    allowed = {"canonical", "reference"}
+    if len(starts) == 1:
+        allowed.add("shared_a" if frozen else "shared_start")
+    return [gauge for gauge in GAUGES if gauge in allowed]
+
+
+def error(codec: AdapterCodec, adapters: Sequence[Adapter], spec: AdapterSpec) -> float:
+    """Mean over adapters of ‖ΔW_decoded − ΔW‖ / ‖ΔW‖, all sites together."""
+    return sum(delta_w_distance(spec, round_trip(codec, x), x, relative=True) for x in adapters) / len(
+        adapters
+    )
+
+
+def with_one_shot_bases(codec: AdapterCodec, adapters: Sequence[Adapter], width: int) -> AdapterCodec:
+    """The same codec with the bases of torch.svd_lowrank, which needs all coordinates of a site in memory."""
+    torch.manual_seed(0)  # svd_lowrank draws from the global generator
+    bases = []
+    for frame, basis in zip(codec.frames, codec.bases, strict=True):
+        if basis is None:
+            bases.append(None)
+            continue
+        x = torch.stack([frame.coordinates(adapter, "adapter") for adapter in adapters]).float()
+        _, _, v = torch.svd_lowrank(x, q=min(width, *x.shape))
+        bases.append(v.mT.contiguous())
+    return replace(codec, bases=tuple(bases))
+
+
+def milliseconds(start: float, count: int) -> float:
+    """Since `start`, per adapter."""
+    return 1000 * (time.perf_counter() - start) / count
+
+
+def row(
+    gauge: str, width: int, fit_on: Sequence[Adapter], held_out: Sequence[Adapter], first: Trajectory
+) -> list:
+    """One line of the table."""
+    spec = first.spec
+    start = {"canonical": None, "reference": fit_on[0]}.get(gauge, first.start())
+    clock = time.perf_counter()
+    codec = AdapterCodec.fit(lambda: fit_on, spec, start, gauge=gauge, width=width)
+    fit_time = milliseconds(clock, len(fit_on))
+    clock = time.perf_counter()
+    one_shot = with_one_shot_bases(codec, fit_on, width)
+    one_shot_time = milliseconds(clock, len(fit_on))
+    codec.encode(held_out[0])  # makes the buffers
+    clock = time.perf_counter()
+    tokens = codec.encode_many(held_out)
+    encode_time = milliseconds(clock, len(held_out))
+    clock = time.perf_counter()
+    for token in tokens:
+        codec.decode(token)
+    decode_time = milliseconds(clock, len(held_out))
+    return [
+        gauge,
+        width,
+        f"{error(codec, held_out, spec):.4f}",
+        f"{error(codec, fit_on, spec):.4f}",
+        f"{float(codec.energy_kept.mean()):.4f}",
+        f"{error(one_shot, held_out, spec):.4f}",
+        f"{fit_time:.1f}",
+        f"{one_shot_time:.1f}",
+        f"{encode_time:.1f}",
+        f"{decode_time:.1f}",
+        f"{sum(basis.nbytes for basis in codec.bases if basis is not None) / 1e6:.1f}",
+    ]
+
+
+def table(store: Path, widths: Sequence[int], gauges: Sequence[str], targets: int) -> Iterator[str]:
+    """Lines of the Markdown table, each when it is measured."""
+    runs = TrajectoryStore(store, create=False).trajectories()
+    tasks = sorted({run.task.name for run in runs})
+    if len(tasks) < 2:
+        raise SystemExit(
+            f"{store} has finished runs of {len(tasks)} tasks; expected at least 2, one held out."
+        )
+    for run in runs[1:]:
+        require_same_spec(runs[0].spec, run.spec, run.run_id)
+    out = set(tasks[HOLD_OUT_EVERY - 1 :: HOLD_OUT_EVERY] or tasks[-1:])
+    fit_on = list(adapters_of([run for run in runs if run.task.name not in out], targets))
+    held_out = list(adapters_of([run for run in runs if run.task.name in out], targets))
+    yield f"{len(fit_on)} adapters fitted, {len(held_out)} of {len(out)} other tasks held out"
+    yield f"{len(runs[0].spec.sites)} sites, {torch.get_num_threads()} threads\n"
+    yield "| " + " | ".join(COLUMNS) + " |"
+    yield "|" + "---|" * len(COLUMNS)
+    for gauge in gauges or possible_gauges(runs):
+        for width in widths:
+            yield "| " + " | ".join(str(cell) for cell in row(gauge, width, fit_on, held_out, runs[0])) + " |"
+    yield f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB (Linux)"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--widths", type=int, nargs="+", default=[8, 16, 32, 64, 128])
+    parser.add_argument(
+        "--gauges", nargs="+", choices=GAUGES, default=[], help="default: all that the runs allow"
+    )
+    parser.add_argument("--targets", type=int, default=3, help="snapshots of a run, at equal progress")
+    options = parser.parse_args()
+    for line in table(options.store, options.widths, options.gauges, options.targets):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

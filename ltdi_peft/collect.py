@@ -1,0 +1,270 @@
+"""Preparation: one recorded LoRA per task and seed, all from one shared start.
+
+In: a recipe.  Out: `<output>/start` (the shared start), `<output>/trajectories` (training tasks) and
+`<output>/held_out` (oracles of validation and unseen tasks, in a store of their own).
+Idea: from one start adapters live in one frame, and from the multi-task adapter each task's own run is short.
+Tasks are trained together, one forward pass for a group; random numbers belong to the task and its seed, so
+that the grouping changes nothing but the rounding.
+Resumable: a finished run is never done again, an unfinished one is started anew under another run id.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from ltdi_peft.adapter import fresh_adapter, load_adapter_folder, save_adapter_folder
+from ltdi_peft.base import Base, load_base
+from ltdi_peft.batched import AdaptedBase, stack_adapters, unstack_adapter
+from ltdi_peft.config import FitConfig, Recipe, to_dict
+from ltdi_peft.fit import Pool, fit_steps, joined, make_pool
+from ltdi_peft.recording import Schedule
+from ltdi_peft.spec import Adapter, AdapterSpec
+from ltdi_peft.store import RunWriter, TrajectoryStore
+from ltdi_peft.task import Task, TaskSuite, load_suite
+from ltdi_peft.trajectory import json_bytes, read_json, replace_file
+
+HELD_OUT = ("validation", "unseen_tasks", "unseen_domains")
+SETTINGS_FILE, TIMINGS_FILE = "collect.json", "timings.json"
+# More seeds, larger groups or more tasks add runs; anything else would mix two kinds of run in one store.
+FREE = ("seeds", "together")
+# The main process trains the shared start while the others wait; ten minutes, NCCL's own limit, may be too
+# short.
+PATIENCE = timedelta(hours=24)
+
+Job = tuple[Task, int]  # a task and the number of its run
+
+
+@dataclass
+class Bench:
+    """A base model cut for one recipe's adapters, with the pools of rows made so far."""
+
+    recipe: Recipe
+    suite: TaskSuite
+    base: Base
+    spec: AdapterSpec
+    fresh: Adapter
+    adapted: AdaptedBase
+    pools: dict[str, Pool]
+
+    def pool(self, task: Task) -> Pool:
+        """The task's training rows, made at the first call."""
+        if task.name not in self.pools:
+            self.pools[task.name] = make_pool(self.adapted, task, self.recipe.collect.rows)
+        return self.pools[task.name]
+
+
+def open_bench(recipe: Recipe, *, base: Base | None = None, device: torch.device | str = "cpu") -> Bench:
+    """Load suite and base model, and lay out the recipe's adapter on it. A given `base` is left as it is."""
+    suite = recipe_suite(recipe)
+    if base is None:
+        about = recipe.base
+        options = {"dtype": about.dtype, "load_in_4bit": about.load_in_4bit, "revision": about.revision}
+        base = load_base(about.model, device=device, **options)
+        if base.model.device.type == "cpu":
+            # Rows are some 30 tokens: the blockwise attention's backward took 26 % of a training step, plain
+            # products 4 %.
+            base.model.set_attn_implementation("eager")
+    adapter = recipe.adapter
+    spec, fresh = fresh_adapter(
+        base.model,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        target_modules=adapter.target_modules,
+        top_layers=adapter.layers,
+        seed=recipe.seed,
+    )
+    return Bench(recipe, suite, base, spec, fresh, AdaptedBase(base, spec.sites), {})
+
+
+def recipe_suite(recipe: Recipe) -> TaskSuite:
+    """The recipe's tasks, cut to the domains and numbers it asks for."""
+    about = recipe.suite
+    suite = load_suite(about.source, about.split_file)
+    suite = suite.only(about.domains, about.match)
+    counts = {
+        "train": about.train,
+        "validation": about.validation,
+        "unseen_tasks": about.unseen_tasks,
+        "unseen_domains": about.unseen_domains,
+    }
+    return suite.parts(**{name: count for name, count in counts.items() if count is not None})
+
+
+def collect(recipe: Recipe, *, bench: Bench | None = None, progress: bool = True) -> TrajectoryStore:
+    """Train and record what is missing; return the store of the training tasks.
+
+    Under `accelerate launch` the runs are split over the processes; the shared start is trained by the main
+    one. Raises ValueError, before the base model is loaded, for a suite that cannot be trained on and for an
+    `output` that holds runs of other settings.
+    """
+    state = PartialState(timeout=PATIENCE)
+    suite = bench.suite if bench else recipe_suite(recipe)
+    require_examples(suite)
+    require_same_settings(recipe, write=state.is_main_process)
+    state.wait_for_everyone()
+    with timed(recipe.folder, "collect", write=state.is_main_process):
+        if bench is None:
+            with state.main_process_first():  # a model that is not in the cache yet is converted once
+                bench = open_bench(recipe, device=state.device)
+        if state.is_main_process:
+            shared_start(bench, progress=progress)
+        state.wait_for_everyone()
+        start = shared_start(bench, progress=False)
+        store, held_out = TrajectoryStore(recipe.store_folder), TrajectoryStore(recipe.held_out_folder)
+        jobs = [(task, seed) for task in suite.split("train") for seed in range(recipe.collect.seeds)]
+        record_jobs(bench, store, start, jobs, "training tasks", progress)
+        jobs = [(task, 0) for split in HELD_OUT for task in suite.split(split)]
+        record_jobs(bench, held_out, start, jobs, "held-out tasks", progress)
+        state.wait_for_everyone()
+    return store
+
+
+def require_examples(suite: TaskSuite) -> None:
+    """ValueError for a suite without training tasks, or with a task that has nothing to train on."""
+    if not suite.split("train"):
+        raise ValueError(f"suite {suite.name!r} has no training tasks; set suite.train above 0.")
+    if without := [task.name for task in suite.tasks.values() if not task.train]:
+        raise ValueError(
+            f"{len(without)} tasks of suite {suite.name!r} have no training examples, first {without[0]!r}; "
+            f"collecting needs them. Give them examples, or leave them out by a split file."
+        )
+
+
+def require_same_settings(recipe: Recipe, *, write: bool = True) -> None:
+    """Refuse an `output` whose runs were collected with other settings; note the settings of a new one."""
+    about = {key: to_dict(recipe)[key] for key in ("seed", "base", "adapter", "collect")}
+    about["collect"] = {key: value for key, value in about["collect"].items() if key not in FREE}
+    file = recipe.folder / SETTINGS_FILE
+    if not file.is_file():
+        if write:
+            recipe.folder.mkdir(parents=True, exist_ok=True)
+            replace_file(file, json_bytes(about))
+        return
+    if changed := differing(read_json(file), json.loads(json.dumps(about))):
+        raise ValueError(
+            f"{recipe.folder} holds runs that were collected with other {changed} (see {file}). Give this "
+            f"recipe another `output`, or remove the folder."
+        )
+
+
+def differing(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    out = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += differing(a, b, f"{where}{key}.")
+        elif a != b:
+            out.append(f"{where}{key}")
+    return out
+
+
+@contextmanager
+def timed(folder: Path, stage: str, *, write: bool = True) -> Iterator[None]:
+    """Add the block's seconds to `timings.json`, which the cost table reads; an interrupted stage adds up."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        if write:
+            file = folder / TIMINGS_FILE
+            table = read_json(file) if file.is_file() else {}
+            table[stage] = round(table.get(stage, 0.0) + time.perf_counter() - began, 1)
+            replace_file(file, json_bytes(dict(sorted(table.items()))))
+
+
+def shared_start(bench: Bench, *, progress: bool = True) -> Adapter:
+    """The adapter that every run starts from: fresh, or trained on all training tasks, once, in `start/`."""
+    if bench.recipe.collect.start == "fresh":
+        return bench.fresh
+    folder = bench.recipe.folder / "start"
+    # The configuration is written last: a folder without it is what a killed process left.
+    if not (folder / "adapter_config.json").is_file():
+        tasks = tqdm(bench.suite.split("train"), desc="lower layers", disable=not progress, unit="task")
+        pools = [bench.pool(task) for task in tasks]
+        adapter = multi_task_fit(bench, joined(pools), bench.recipe.collect.multi_task, progress=progress)
+        save_adapter_folder(folder, bench.spec, adapter, overwrite=True)
+    return load_adapter_folder(folder, expected=bench.spec)[1]
+
+
+def multi_task_fit(bench: Bench, pool: Pool, config: FitConfig, *, progress: bool = True) -> Adapter:
+    """One LoRA on all training tasks, A and B trained, from the fresh adapter."""
+    stacked = stack_adapters([bench.fresh], bench.adapted.device)
+    steps = fit_steps(bench.adapted, stacked, [pool], config, seeds=[bench.recipe.seed], train_a=True)
+    bar = tqdm(steps, total=config.steps, desc="multi-task adapter", disable=not progress, unit="step")
+    for step in bar:
+        if step.index % 20 == 0:
+            bar.set_postfix(loss=f"{step.loss.item():.3f}")
+    return unstack_adapter(stacked, 0)
+
+
+def record_jobs(
+    bench: Bench, store: TrajectoryStore, start: Adapter, jobs: Sequence[Job], what: str, progress: bool
+) -> None:
+    """Record this process's share of the jobs that the store does not hold finished."""
+    state, together = PartialState(), bench.recipe.collect.together
+    done = {(run.task.name, run.seed) for run in store.trajectories()}
+    missing = [job for job in jobs if (job[0].name, job[1]) not in done]
+    # All have to read the store before one adds to it, or they would not share out the same list.
+    state.wait_for_everyone()
+    first, after = (
+        len(missing) * i // state.num_processes for i in (state.process_index, state.process_index + 1)
+    )
+    own = missing[first:after]
+    with tqdm(total=len(own), desc=what, disable=not progress or not own, unit="run") as bar:
+        for place in range(0, len(own), together):
+            group = own[place : place + together]
+            record_group(bench, store, start, group)
+            bar.update(len(group))
+            wanted = {task.name for task, _ in own[place + together :]}
+            for task, _ in group:  # kept activations of a task are some MB: let go what is recorded
+                if task.name not in wanted:
+                    bench.pools.pop(task.name, None)
+
+
+def record_group(bench: Bench, store: TrajectoryStore, start: Adapter, group: Sequence[Job]) -> None:
+    """Train a group's adapters in one forward pass a step, each recorded as a run of its own."""
+    collect = bench.recipe.collect
+    config, train_a = collect.single, collect.gauge != "shared_a"
+    stacked = stack_adapters([start] * len(group), bench.adapted.device)
+    pools = [bench.pool(task) for task, _ in group]
+    seeds = [run_seed(bench.recipe.seed, task, seed) for task, seed in group]
+    schedule = Schedule.equal_parts(collect.equal_parts)
+    frozen = () if train_a else tuple(f"{site.name}.lora_A" for site in bench.spec.sites)
+    about = {"planned_steps": config.steps, "frozen": frozen, "dtype": collect.snapshot_dtype, "start": start}
+    writers = [store.start_run(bench.spec, task, seed=seed, **about) for task, seed in group]
+    with interrupted_if_left(writers):
+        for step in fit_steps(bench.adapted, stacked, pools, config, seeds=seeds, train_a=train_a):
+            if schedule.keeps(step.index, config.steps):
+                for index, writer in enumerate(writers):
+                    adapter, loss = unstack_adapter(stacked, index), step.loss[index].item()
+                    writer.write(step.index, adapter, loss=loss, learning_rate=step.learning_rate)
+    for writer in writers:
+        writer.finish(config.steps)
+
+
+@contextmanager
+def interrupted_if_left(writers: Sequence[RunWriter]) -> Iterator[None]:
+    """Runs cut short by an error or Ctrl-C say so in their manifest; after kill -9 they stay "recording"."""
+    try:
+        yield
+    except BaseException as error:
+        for writer in writers:
+            writer.interrupt(repr(error))
+        raise
+
+
+def run_seed(recipe_seed: int, task: Task, seed: int) -> int:
+    """A seed of its own for every (recipe, task, seed), the same in every process and Python."""
+    digest = hashlib.sha256(f"{recipe_seed}/{task.name}/{seed}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")

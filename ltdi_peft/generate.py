@@ -1,0 +1,274 @@
+"""A sentence in, a working `PeftModel` out.
+
+In: a task prompt, a generator, a base model, perhaps examples.  Out: an ordinary `PeftModel`.
+Idea: nothing is returned that was not proved: the adapter is written to a folder, read back strictly, and
+must change the model's logits. What cannot be proved is taken off the model again.
+"""
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ltdi_peft.adapter import attach, load_adapter_folder, prove_loaded, require_same_spec
+from ltdi_peft.base import Base, load_base, locate, spec_fingerprint, weights_fingerprint
+from ltdi_peft.batched import AdaptedBase, stack_adapters
+from ltdi_peft.generator import GeneratedAdapter, Generator
+from ltdi_peft.score import make_sheet, score
+from ltdi_peft.spec import BrokenAdapterError, SpecMismatchError
+from ltdi_peft.task import Example
+
+GENERATOR_VARIABLE = "LTDI_GENERATOR"
+PROBE = "The quick brown fox jumps over the lazy dog."
+
+
+def generate_adapter(
+    task_prompt: str,
+    *,
+    generator: Generator | str | Path | None = None,
+    base_model: PreTrainedModel | PeftModel | str | Path | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    examples: Sequence[Example | tuple[str, str]] = (),
+    num_candidates: int = 1,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    adapter_name: str = "default",
+    load_in_4bit: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = "auto",
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    verify: bool = True,
+) -> PeftModel:
+    """Generate an adapter for the task that `task_prompt` describes, and return the base model with it.
+
+    generator: a `Generator`, a folder or a Hub id (at `revision`); else `$LTDI_GENERATOR`. base_model: a
+    loaded model, which is wrapped in place; a `PeftModel`, which gets one more adapter under `adapter_name`;
+    a name or folder; None for the generator's own. tokenizer: of a loaded model whose own name does not say
+    where it is. examples: (input, answer) pairs that choose among `num_candidates` candidates by their loss.
+    guidance_scale: how far from the mean adapter; None is the generator's own, chosen on validation tasks.
+    seed: the same seed gives the same bytes. verify: the proof of load.
+
+    Raises ValueError, before anything is changed, for an empty prompt, a name in use, candidates without
+    examples or examples without candidates; SpecMismatchError for a base model of another architecture or
+    tokenizer; BrokenAdapterError when the proof fails, and the model is then what it was before. Warns
+    (UserWarning) when the base's weights are not those trained on, and when a norm had to be scaled into the
+    training range.
+    """
+    require_prompt(task_prompt)
+    require_candidates(num_candidates, examples)
+    require_free_name(base_model, adapter_name)
+    trained = find_generator(generator, revision=revision, token=token, cache_dir=cache_dir)
+    if isinstance(base_model, PreTrainedModel | PeftModel):
+        base = wrap_passed(trained, base_model, tokenizer, token=token, cache_dir=cache_dir)
+        model = base_model
+    else:
+        options = {"device": device or best_device(), "dtype": dtype, "load_in_4bit": load_in_4bit}
+        base = load_base_of(trained, base_model, token=token, cache_dir=cache_dir, **options)
+        model = base.model
+    require_same_base(trained, base)
+    with as_base(model):
+        options = {"guidance_scale": guidance_scale, "base": base}
+        seeds = range(seed, seed + num_candidates)
+        made = [one for s in seeds for one in trained.generate([task_prompt], seed=s, **options)]
+        chosen = made[0] if num_candidates == 1 else best_candidate(made, base, examples, task_prompt)
+    if chosen.clamped:
+        warnings.warn(
+            f"‖ΔW‖ of {len(chosen.clamped)} of {len(chosen.adapter)} sites was scaled into the range of the "
+            f"training adapters, first {chosen.clamped[0]}.",
+            stacklevel=2,
+        )
+    if verify:
+        return attach_proved(model, chosen, base, trained, adapter_name)
+    return attach(model, chosen.spec, chosen.adapter, adapter_name)
+
+
+# ---- refusals that need no model
+
+
+def require_prompt(task_prompt: str) -> None:
+    """ValueError for an empty prompt."""
+    if not task_prompt.strip():
+        raise ValueError(
+            "task_prompt is empty; describe the task in a sentence, e.g. 'Answer in formal French.'"
+        )
+
+
+def require_candidates(count: int, examples: Sequence[Example | tuple[str, str]]) -> None:
+    """ValueError unless several candidates come with examples, and examples with several candidates."""
+    if count < 1 or (count > 1) != bool(examples):
+        raise ValueError(
+            f"num_candidates is {count} with {len(examples)} examples: examples choose among candidates, so "
+            f"give both (e.g. num_candidates=8) or neither."
+        )
+    for example in examples:
+        if not isinstance(example, Example) and len(example) != 2:
+            raise ValueError(f"an example is an (input, answer) pair or an Example, got {example!r}.")
+
+
+def require_free_name(base_model: object, adapter_name: str) -> None:
+    """ValueError when the model has an adapter of this name."""
+    if isinstance(base_model, PeftModel) and adapter_name in base_model.peft_config:
+        raise ValueError(
+            f"the model already has an adapter {adapter_name!r}; choose another adapter_name (in use: "
+            f"{sorted(base_model.peft_config)}) or delete it first."
+        )
+
+
+# ---- generator and base model
+
+
+def find_generator(
+    generator: Generator | str | Path | None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> Generator:
+    """The argument, else `$LTDI_GENERATOR`; ValueError when there is neither."""
+    if isinstance(generator, Generator):
+        return generator
+    name = generator or os.environ.get(GENERATOR_VARIABLE)
+    if not name:
+        raise ValueError(
+            f"no generator: pass generator=<folder or Hub id> or set ${GENERATOR_VARIABLE}. `make demo` "
+            f"trains one in runs/demo/generator."
+        )
+    return Generator.from_pretrained(name, revision=revision, token=token, cache_dir=cache_dir)
+
+
+def best_device() -> torch.device:
+    """The accelerator of this machine, else its CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def load_base_of(
+    generator: Generator,
+    name: str | Path | None,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype | str,
+    load_in_4bit: bool,
+    token: str | None,
+    cache_dir: str | Path | None,
+) -> Base:
+    """The base model of this name, or the generator's own at the revision that it was trained on."""
+    config = generator.config
+    return load_base(
+        config.base_model if name is None else str(name),
+        revision=config.base_revision if name is None else None,
+        device=device,
+        dtype=dtype,
+        load_in_4bit=load_in_4bit,
+        token=token,
+        cache_dir=cache_dir,
+    )
+
+
+def wrap_passed(
+    generator: Generator,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    token: str | None,
+    cache_dir: str | Path | None,
+) -> Base:
+    """A model that the caller loaded, as `Base`; nothing of it is changed, its name neither."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(inner, PreTrainedModel):
+        raise ValueError(f"base_model is a {type(inner).__name__}; expected a transformers PreTrainedModel.")
+    name = inner.name_or_path or generator.config.base_model
+    if tokenizer is None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                locate(name, token=token, cache_dir=cache_dir), token=token
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the tokenizer of base model {name!r} cannot be found ({error}): pass tokenizer=."
+            ) from error
+    return Base(inner, tokenizer, name, spec_fingerprint(inner, tokenizer), weights_fingerprint(inner))
+
+
+def require_same_base(generator: Generator, base: Base) -> None:
+    """SpecMismatchError for another architecture, shape or vocabulary; a warning for other weights."""
+    config = generator.config
+    if base.spec_fingerprint != config.spec_fingerprint:
+        raise SpecMismatchError(
+            f"base model {base.name!r} has spec fingerprint {base.spec_fingerprint}, the generator was "
+            f"trained for {config.base_model!r} with {config.spec_fingerprint} (architecture, shapes and "
+            f"tokenizer). Pass that base model, or train a generator on adapters of this one."
+        )
+    if base.weights_fingerprint != config.weights_fingerprint:
+        warnings.warn(
+            f"the weights of base model {base.name!r} are not those that the generator was trained on: "
+            f"another copy, a 4-bit load or another fine-tune of {config.base_model!r}. The adapter may do "
+            f"less on them.",
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def as_base(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Within the block the model is in evaluation mode, its adapters off; afterwards it is as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        if isinstance(model, PeftModel):
+            with model.disable_adapter():
+                yield
+        else:
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+# ---- choosing and proving
+
+
+def best_candidate(
+    made: Sequence[GeneratedAdapter], base: Base, examples: Sequence[Example | tuple[str, str]], prompt: str
+) -> GeneratedAdapter:
+    """The candidate with the least mean loss on the examples, prompt in context; of equal ones the first."""
+    wanted = [example if isinstance(example, Example) else Example(*example) for example in examples]
+    adapted = AdaptedBase(base, made[0].spec.sites)
+    sheet = make_sheet(adapted, wanted, [prompt])
+    found = score(adapted, sheet, stack_adapters([one.adapter for one in made], adapted.device))
+    return made[int(found.loss.mean(1).argmin())]
+
+
+def attach_proved(
+    model: PreTrainedModel | PeftModel,
+    made: GeneratedAdapter,
+    base: Base,
+    generator: Generator,
+    adapter_name: str,
+) -> PeftModel:
+    """Write, read back strictly, attach and prove that it acts; if it does not, the model is as it was."""
+    with tempfile.TemporaryDirectory() as folder:
+        made.save_pretrained(folder)
+        spec, adapter = load_adapter_folder(Path(folder))
+    require_same_spec(made.spec, spec, "the generated adapter, written and read back")
+    active = list(model.active_adapters) if isinstance(model, PeftModel) else []
+    wrapped = attach(model, spec, adapter, adapter_name)
+    probe = base.tokenizer(PROBE, return_tensors="pt")["input_ids"]
+    try:
+        prove_loaded(
+            wrapped, spec, adapter, probe, norm_range=generator.config.norm_range, adapter_name=adapter_name
+        )
+    except BrokenAdapterError:
+        if isinstance(model, PeftModel):
+            model.delete_adapter(adapter_name)
+            model.base_model.set_adapter(active)
+        else:
+            wrapped.unload()
+        raise
+    return wrapped

@@ -1,0 +1,248 @@
+"""The trained artefact: prompts in, adapters out.
+
+In: task prompts.  Out: `GeneratedAdapter`s (spec and weights; no base model is needed to make them).
+Idea: adapter = decode( centre(condition) + spread · chain(noise, condition) ). A denoiser that learned
+nothing leaves the centre; a centre without information leaves the mean training adapter.
+One folder: config.json, model.safetensors, codec.safetensors, README.md; nothing in it is a pickle.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from ltdi_peft.adapter import Adapter, AdapterSpec, save_adapter_folder
+from ltdi_peft.base import Base, hub_reachable
+from ltdi_peft.centre import Ridge
+from ltdi_peft.condition import PromptEncoder
+from ltdi_peft.denoiser import Denoiser, DenoiserConfig, conditioned
+from ltdi_peft.diffusion import SAMPLERS, Predict, chain_for, guided
+from ltdi_peft.encode import AdapterCodec
+from ltdi_peft.generator_config import GeneratorConfig as GeneratorConfig
+from ltdi_peft.generator_config import card_text
+from ltdi_peft.spec import site_norms
+from ltdi_peft.trajectory import read_json, replace_file
+
+WEIGHTS_FILE, CODEC_FILE, CONFIG_FILE = "model.safetensors", "codec.safetensors", "config.json"
+BUFFERS = ("centre", "mean", "spread", "conditions")
+
+
+@dataclass(frozen=True)
+class GeneratedAdapter:
+    """What a server or a hot swap needs: the spec and the weights, with where they came from."""
+
+    spec: AdapterSpec
+    adapter: Adapter
+    prompt: str
+    seed: int
+    nearest_task: str
+    nearest_similarity: float  # cosine of the prompt's condition and that task's
+    clamped: tuple[str, ...]  # sites whose norm was scaled into the training range
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """A PEFT folder; the same adapter gives the same bytes."""
+        save_adapter_folder(Path(folder), self.spec, self.adapter)
+
+
+class Generator(nn.Module, ModelHubMixin):
+    """Codec, centre, denoiser and spec, with `from_pretrained`, `save_pretrained` and `push_to_hub`."""
+
+    centre: Tensor  # (condition + 1, site · width): the ridge's weight, or zeros above the mean
+    mean: Tensor  # (site, width): the mean training adapter
+    spread: Tensor  # (): root mean square of what the chain models
+    conditions: Tensor  # (training task, condition), for nearest-task figures
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        codec: AdapterCodec,
+        *,
+        centre: Tensor,
+        mean: Tensor,
+        spread: Tensor,
+        conditions: Tensor,
+        encoder: PromptEncoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.codec = codec
+        self.denoiser = Denoiser(DenoiserConfig(**config.denoiser))
+        for name, value in zip(BUFFERS, (centre, mean, spread, conditions), strict=True):
+            self.register_buffer(name, value.float().contiguous())
+        self.chain = chain_for(config.loss, config.law, config.k, config.steps)
+        self._encoder = encoder
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """What the adapters sit on."""
+        return self.codec.spec
+
+    def encode_prompts(
+        self, prompts: Sequence[str], base: Base | None = None
+    ) -> Float[Tensor, "prompt condition"]:
+        """Conditions, on the CPU. The encoder is loaded at the first call; `base` needs the base model."""
+        if self._encoder is None:
+            self._encoder = PromptEncoder(self.config.encoder, base=base)
+        return self._encoder(prompts)
+
+    def predicted_centre(
+        self, conditions: Float[Tensor, "prompt condition"]
+    ) -> Float[Tensor, "prompt site width"]:
+        """Tokens before any diffusion."""
+        return Ridge(self.centre)(conditions.to(self.centre)).view(-1, *self.mean.shape)
+
+    def tokens(
+        self,
+        conditions: Float[Tensor, "prompt condition"],
+        *,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+    ) -> Float[Tensor, "prompt site width"]:
+        """Generated tokens, from the same noise for every prompt. `steps`: fewer steps of the chain.
+
+        Guidance stretches all that the condition says away from the mean adapter: 1 is the plain prediction,
+        0 leaves the mean and what the network adds without a condition.
+        """
+        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        conditions = conditions.to(self.centre)
+        rng = torch.Generator().manual_seed(seed)
+        noise = torch.randn(1, *self.mean.shape, generator=rng).to(self.centre)
+        state, sampler, chains = rng.get_state(), SAMPLERS[self.config.sampler], []
+        # A sampler that adds noise would give each row of a batch another: such rows go one by one.
+        for part in conditions.split(1 if self.config.sampler == "stochastic" else len(conditions)):
+            start = noise.expand(len(part), -1, -1)
+            chains.append(sampler(self._guided(part, scale), start, self.chain, rng.set_state(state), steps))
+        centre = self.mean + scale * (self.predicted_centre(conditions) - self.mean)
+        return centre + self.spread * torch.cat(chains)
+
+    def _guided(self, conditions: Float[Tensor, "prompt condition"], scale: float) -> Predict:
+        none = torch.ones(len(conditions), dtype=torch.bool, device=conditions.device)
+        null = conditioned(self.denoiser, conditions, none)
+        return guided(conditioned(self.denoiser, conditions), null, scale)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+        base: Base | None = None,
+    ) -> list[GeneratedAdapter]:
+        """One adapter a prompt; the same seed gives the same bytes.
+
+        Raises ValueError for an empty prompt, or for one text instead of a list.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"generate() takes a list of prompts, got one text: [{prompts!r}] is meant.")
+        conditions = self.encode_prompts(prompts, base)
+        tokens = self.tokens(conditions, seed=seed, guidance_scale=guidance_scale, steps=steps)
+        similarity, nearest = (conditions.to(self.conditions) @ self.conditions.mT).max(1)
+        out = []
+        for index, prompt in enumerate(prompts):
+            adapter, clamped = self.clamp(self.codec.decode(tokens[index]))
+            task = self.config.training_tasks[int(nearest[index])]
+            out.append(
+                GeneratedAdapter(self.spec, adapter, prompt, seed, task, float(similarity[index]), clamped)
+            )
+        return out
+
+    def clamp(self, adapter: Adapter) -> tuple[Adapter, tuple[str, ...]]:
+        """B scaled so that ‖ΔW‖ of each site lies in the training range; and the sites where it did not.
+
+        A site of norm 0 cannot be scaled: the proof of load refuses it.
+        """
+        norms, clamped = site_norms(self.spec, adapter), []
+        out = dict(adapter)
+        for site, norm in norms.items():
+            low, high = self.config.norm_range[site]
+            wanted = min(max(norm, low), high)
+            if wanted != norm and norm > 0:
+                a, b = adapter[site]
+                out[site] = (a, (b * (wanted / norm)).contiguous())
+                clamped.append(site)
+        return out, tuple(clamped)
+
+    # ---- the folder
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        folder = Path(save_directory)
+        weights = {key: weight.detach().cpu().contiguous() for key, weight in self.state_dict().items()}
+        replace_file(folder / WEIGHTS_FILE, save(weights))
+        self.codec.save(folder / CODEC_FILE)
+        # Last: a folder with a configuration is whole.
+        text = json.dumps(asdict(self.config), indent=1, sort_keys=True, ensure_ascii=False)
+        replace_file(folder / CONFIG_FILE, f"{text}\n".encode())
+
+    def generate_model_card(self, *args: object, **kwargs: object) -> ModelCard:
+        """README.md, from the configuration alone; `save_pretrained` writes it where there is none yet."""
+        return ModelCard(card_text(self.config, self.spec))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> "Generator":
+        """A generator from its folder or its Hub id. FileNotFoundError when there is neither."""
+        if Path(name).is_dir():
+            return load_generator(Path(name))
+        try:
+            folder = snapshot_download(
+                str(name),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only or not hub_reachable(),
+            )
+        except (OSError, HFValidationError) as error:
+            raise FileNotFoundError(
+                f"no generator {str(name)!r}: no such folder, and not on the Hub or in its cache ({error}). "
+                f"Train one with `ltdi train RECIPE`."
+            ) from error
+        return load_generator(Path(folder))
+
+
+def load_generator(folder: Path) -> Generator:
+    """Read a generator's folder. FileNotFoundError or ValueError names a missing, damaged or newer file."""
+    for name in (CONFIG_FILE, WEIGHTS_FILE, CODEC_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} is no generator: {name} is missing. Train one with `ltdi train RECIPE`."
+            )
+    config = GeneratorConfig.from_dict(read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    codec = AdapterCodec.load(folder / CODEC_FILE)
+    try:
+        weights = load_file(folder / WEIGHTS_FILE)
+        buffers = {name: weights.pop(name) for name in BUFFERS}
+        generator = Generator(config, codec, **buffers)
+        generator.denoiser.load_state_dict({key.removeprefix("denoiser."): w for key, w in weights.items()})
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE} is truncated or does not fit {CONFIG_FILE} ({error}). Copy the "
+            f"generator again, or train it again."
+        ) from error
+    return generator.eval()
+
+
+def nearest_conditions(
+    conditions: Float[Tensor, "prompt condition"], training: Float[Tensor, "task condition"]
+) -> Int[Tensor, " prompt"]:
+    """Index of the training task whose condition has the largest inner product."""
+    return (conditions @ training.mT).argmax(1)

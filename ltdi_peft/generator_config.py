@@ -1,0 +1,113 @@
+"""All of a generator that is not a tensor, and the page that tells people about it.
+
+In: a recipe and what training chose.  Out: `GeneratorConfig` (config.json) and the text of README.md.
+Idea: both say where the generator came from without a path, a date or a machine: equal training, equal bytes.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ltdi_peft.config import Recipe, to_dict
+from ltdi_peft.spec import AdapterSpec
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """All of a generator that is not a tensor."""
+
+    base_model: str
+    base_revision: str | None
+    spec_fingerprint: str
+    weights_fingerprint: str
+    encoder: str
+    condition_width: int
+    loss: str
+    law: str
+    k: int
+    steps: int  # T
+    sampler: str
+    guidance_scale: float  # the default of generation, chosen on validation tasks
+    denoiser: dict[str, Any]
+    training_tasks: tuple[str, ...]
+    norm_range: dict[str, tuple[float, float]]  # ‖ΔW‖ per site over the training adapters, least and most
+    recipe: dict[str, Any]
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def from_dict(cls, table: dict[str, Any], where: str) -> "GeneratorConfig":
+        """The inverse of `asdict`; refuses an unknown format version and unknown or missing keys by name."""
+        if table.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{where}: format_version is {table.get('format_version')!r}, this ltdi_peft reads "
+                f"{FORMAT_VERSION}. Install the version that wrote it, or train again."
+            )
+        known = {f.name for f in fields(cls)}
+        if wrong := sorted(known ^ set(table)):
+            raise ValueError(
+                f"{where}: missing or unknown keys {wrong}; a generator's config has {sorted(known)}."
+            )
+        ranges = {site: (float(low), float(high)) for site, (low, high) in table["norm_range"].items()}
+        return cls(**{**table, "training_tasks": tuple(table["training_tasks"]), "norm_range": ranges})
+
+
+def shown_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a generator carries it: of a user's own files and folders only the last name."""
+    table = to_dict(recipe)
+    del table["output"]
+    about = table["suite"]
+    for key in ("source", "split_file"):
+        about[key] = Path(about[key]).name if about[key] else about[key]
+    table["base"]["model"] = shown_name(recipe.base.model)
+    return table
+
+
+def shown_name(model: str) -> str:
+    """A Hub id as it is, a local folder by its last name."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+CARD = """---
+library_name: ltdi_peft
+base_model: {base}
+tags: [ltdi_peft, lora, peft, adapter-generator]
+---
+
+# Adapter generator for {base}
+
+Makes a LoRA adapter for `{base}` from one sentence that describes a task.
+
+```python
+import ltdi_peft
+
+model = ltdi_peft.generate_adapter("Answer in formal French.", generator="THIS_FOLDER_OR_HUB_ID")
+model.save_pretrained("french")  # an ordinary PEFT adapter from here on
+```
+
+Trained by trajectory diffusion (`{loss}`, k = {k}, T = {steps}) on recorded fine-tunes of {tasks} tasks:
+{examples}. Adapters: rank {rank}, {sites} sites ({modules}). Condition: encoder `{encoder}`. Guidance scale
+{guidance:g}, chosen on validation tasks. The recipe is in `config.json`.
+
+Limits: it knows the kinds of task that it was trained on, and a prompt far from them gives an adapter near
+the mean one or a wrong one; generated adapters are to be evaluated before use. It fits `{base}` alone.
+"""
+
+
+def card_text(config: GeneratorConfig, spec: AdapterSpec) -> str:
+    """The folder's README.md."""
+    sites, names = spec.sites, config.training_tasks
+    return CARD.format(
+        base=shown_name(config.base_model),
+        loss=config.loss,
+        k=config.k,
+        steps=config.steps,
+        tasks=len(names),
+        examples=", ".join(f"`{name}`" for name in names[:5]) + (", …" if len(names) > 5 else ""),
+        rank=", ".join(str(rank) for rank in sorted({site.rank for site in sites})),
+        sites=len(sites),
+        modules=", ".join(sorted({site.name.rpartition(".")[2] for site in sites})),
+        encoder=config.encoder,
+        guidance=config.guidance_scale,
+    )

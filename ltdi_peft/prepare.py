@@ -1,0 +1,269 @@
+"""From stored trajectories to what the network sees: codec, tokens, conditions, centre, round-trip gate.
+
+In: a recipe whose trajectories are collected.  Out: `Prepared`.
+Idea: everything that is fitted is fitted on training tasks only; what a training task gets as its centre
+comes from a fit that left it out, so what the network learns to add is what it will have to add on unseen
+tasks.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ltdi_peft.batched import stack_adapters
+from ltdi_peft.centre import INTERCEPT, Ridge, choose_strength, cross_fitted, fit_ridge
+from ltdi_peft.collect import Bench
+from ltdi_peft.condition import PromptEncoder
+from ltdi_peft.config import DiffusionConfig, Recipe
+from ltdi_peft.encode import FORMAT_VERSION as CODEC_VERSION
+from ltdi_peft.encode import AdapterCodec, round_trip
+from ltdi_peft.score import make_sheet, score
+from ltdi_peft.spec import Adapter, require_same_spec, site_norms
+from ltdi_peft.store import Trajectory, TrajectoryStore
+from ltdi_peft.trajectory import replace_file
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Local targets and conditions of the training tasks."""
+
+    names: tuple[str, ...]
+    tokens: Float[Tensor, "run k site width"]  # encoded local targets, the last = final weights
+    task: Int[Tensor, " run"]  # index into names
+    conditions: Float[Tensor, "task prompt condition"]  # training paraphrases
+
+    @property
+    def task_means(self) -> Float[Tensor, "task k site width"]:
+        """Mean over the runs of each task."""
+        return torch.stack([self.tokens[self.task == index].mean(0) for index in range(len(self.names))])
+
+
+@dataclass(frozen=True)
+class Centre:
+    """What the chain is centred on, for training tasks (left out) and, as a linear map, for new prompts."""
+
+    training: Float[Tensor, "task prompt k site width"]
+    weight: Float[Tensor, "input feature"]  # of a `centre.Ridge` from condition to all k targets
+    mean: Float[Tensor, "k site width"]
+    spread: float  # root mean square of the training residuals
+    strength: float | None  # ridge strength; None for the mean
+
+    @property
+    def last_weight(self) -> Float[Tensor, "input feature"]:
+        """The map to the last local target alone: what generation needs."""
+        return self.weight.view(len(self.weight), len(self.mean), -1)[:, -1].contiguous()
+
+    def predict(self, conditions: Float[Tensor, "row condition"]) -> Float[Tensor, "row k site width"]:
+        """The full fit at new conditions, for all k targets."""
+        return Ridge(self.weight)(conditions).view(-1, *self.mean.shape)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that training needs beside the network."""
+
+    codec: AdapterCodec
+    data: TrainingSet
+    centre: Centre
+    norm_range: dict[str, tuple[float, float]]
+
+
+def training_trajectories(recipe: Recipe, task_names: Sequence[str]) -> list[Trajectory]:
+    """Finished runs of the training tasks, in one frame. ValueError when fewer than two tasks have any."""
+    store = TrajectoryStore(recipe.store_folder)
+    runs = [run for run in store.trajectories() if run.task.name in set(task_names)]
+    tasks = {run.task.name for run in runs}
+    if len(tasks) < 2:
+        raise ValueError(
+            f"{recipe.store_folder} holds finished runs of {len(tasks)} training tasks of this recipe, at "
+            f"least 2 are needed. Run `ltdi collect` with the same recipe first, or record your own runs "
+            f"there."
+        )
+    require_one_frame(runs, recipe)
+    return runs
+
+
+def require_one_frame(runs: Sequence[Trajectory], recipe: Recipe) -> None:
+    """All of one spec, and from one start unless the gauge forgets it; else ValueError names the odd run."""
+    for run in runs[1:]:
+        require_same_spec(runs[0].spec, run.spec, str(run.path))
+        if recipe.collect.gauge != "canonical" and run.start_path.name != runs[0].start_path.name:
+            raise ValueError(
+                f"{run.path} starts from {run.start_path.name}, {runs[0].path} from "
+                f"{runs[0].start_path.name}: in gauge {recipe.collect.gauge!r} all runs need one start. Use "
+                f"collect.gauge: canonical, or a store for each start."
+            )
+
+
+def fit_codec(recipe: Recipe, runs: Sequence[Trajectory], *, progress: bool = False) -> AdapterCodec:
+    """The codec of all snapshots of these runs, kept in `cache/` by a digest of what it was fitted on.
+
+    Of all, not only of the local targets: more directions cost nothing, and what lies outside them is lost.
+    """
+
+    def stream() -> Iterator[Adapter]:
+        for run in runs:
+            for snapshot in run.snapshots:
+                yield run.adapter(snapshot)
+
+    file = cache_file(recipe, runs, "codec")
+    if not file.exists():
+        gauge = recipe.collect.gauge
+        codec = AdapterCodec.fit(
+            stream,
+            runs[0].spec,
+            None if gauge == "canonical" else runs[0].start(),
+            gauge=gauge,
+            width=recipe.codec.width,
+            basis_dtype=recipe.codec.dtype,
+            progress=progress,
+        )
+        codec.save(file)
+    return AdapterCodec.load(file)
+
+
+def cache_file(recipe: Recipe, runs: Sequence[Trajectory], what: str) -> Path:
+    """A file under the run's `cache/` whose name changes with the runs, the codec's choices and k."""
+    about = {
+        # The losses, all their digits, tell two runs of one name apart.
+        "runs": [
+            (run.run_id, run.start_path.name, [(s.step, s.loss) for s in run.snapshots]) for run in runs
+        ],
+        "codec": [recipe.codec.width, recipe.codec.dtype, CODEC_VERSION],
+        "gauge": recipe.collect.gauge,
+        "k": recipe.diffusion.k,
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    folder = recipe.folder / "cache"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{what}-{digest}.safetensors"
+
+
+def encode_targets(
+    recipe: Recipe, codec: AdapterCodec, runs: Sequence[Trajectory]
+) -> Float[Tensor, "run k site width"]:
+    """Tokens of every local target of every run, cached beside the codec."""
+    file = cache_file(recipe, runs, "tokens")
+    if not file.exists():
+        k = recipe.diffusion.k
+        tokens = [codec.encode_many(run.adapter(s) for s in run.local_targets(k)) for run in runs]
+        replace_file(file, save({"tokens": torch.stack(tokens)}))
+    return load_file(file)["tokens"]
+
+
+def training_set(
+    recipe: Recipe, codec: AdapterCodec, runs: Sequence[Trajectory], encoder: PromptEncoder
+) -> TrainingSet:
+    """Tokens and conditions; every task keeps the same number of paraphrases."""
+    names = tuple(sorted({run.task.name for run in runs}))
+    by_name = {run.task.name: run.task for run in runs}
+    paraphrases = min(len(by_name[name].prompts) for name in names)
+    conditions = torch.stack([encoder(by_name[name].prompts[:paraphrases]) for name in names])
+    task = torch.tensor([names.index(run.task.name) for run in runs])
+    return TrainingSet(names, encode_targets(recipe, codec, runs), task, conditions)
+
+
+def fit_centre(data: TrainingSet, config: DiffusionConfig) -> Centre:
+    """The mean adapter per local target, or the cross-fitted ridge (strength by leave-one-task-out error)."""
+    targets = data.task_means
+    tasks, prompts, width = data.conditions.shape
+    mean = targets.mean(0)
+    if config.centre == "mean":
+        training = mean[None, None].expand(tasks, prompts, *mean.shape)
+        weight = torch.zeros(width + 1, mean.numel())
+        weight[-1] = mean.flatten() / INTERCEPT
+        strength = None
+    else:
+        rows = data.conditions.flatten(0, 1)
+        task = torch.arange(tasks).repeat_interleave(prompts)
+        wanted = targets.flatten(1)[task]
+        strength = config.ridge or choose_strength(rows, wanted, task)
+        training = cross_fitted(rows, wanted, task, strength).float().view(tasks, prompts, *mean.shape)
+        weight = fit_ridge(rows, wanted, strength).weight.float()
+    residual = data.tokens - training.mean(1)[data.task]
+    spread = residual.square().mean().sqrt().clamp_min(1e-8).item()
+    return Centre(training.contiguous(), weight, mean, spread, strength)
+
+
+def norm_range(runs: Sequence[Trajectory]) -> dict[str, tuple[float, float]]:
+    """Least and largest ‖ΔW‖ of each site over the final adapters."""
+    norms = [site_norms(run.spec, run.adapter(run.snapshots[-1])) for run in runs]
+    return {site: (min(n[site] for n in norms), max(n[site] for n in norms)) for site in norms[0]}
+
+
+def prepare(
+    recipe: Recipe, encoder: PromptEncoder, task_names: Sequence[str], *, progress: bool = False
+) -> Prepared:
+    """Codec, tokens, conditions and centre of the recipe's collected runs."""
+    runs = training_trajectories(recipe, task_names)
+    codec = fit_codec(recipe, runs, progress=progress)
+    data = training_set(recipe, codec, runs, encoder)
+    return Prepared(codec, data, fit_centre(data, recipe.diffusion), norm_range(runs))
+
+
+class GateError(ValueError):
+    """The codec loses more than codec.gate allows; the message has the numbers."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Mean accuracy of validation adapters before and after the codec, and of base and start."""
+
+    base: float
+    start: float
+    before: float
+    after: float
+
+    @property
+    def kept(self) -> float:
+        """Share of the gain over the base model that survives; 0 where there is no gain to keep."""
+        gain = self.before - self.base
+        return (self.after - self.base) / gain if gain > 0 else 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        """The figures and `kept`."""
+        return {**asdict(self), "kept": self.kept}
+
+
+def round_trip_gate(
+    bench: Bench, codec: AdapterCodec, held_out: Sequence[Trajectory], examples: int = 48
+) -> Gate:
+    """Score validation adapters, which the codec never saw, before and after it, prompt in context.
+
+    Raises ValueError without any validation run that can be scored.
+    """
+    scored = [run for run in held_out if bench.suite[run.task.name].evaluation]
+    if not scored:
+        raise ValueError(
+            "the round-trip gate needs runs of validation tasks with evaluation examples, and there are "
+            "none. Run `ltdi collect` with the same recipe, or set codec.gate: 0 to train without it."
+        )
+    rows = []
+    for run in scored:
+        task = bench.suite[run.task.name]
+        sheet = make_sheet(bench.adapted, task.evaluation[:examples], task.held_out_prompts)
+        adapter = run.adapter(run.snapshots[-1])
+        candidates = [bench.fresh, run.start(), adapter, round_trip(codec, adapter)]
+        rows.append(score(bench.adapted, sheet, stack_adapters(candidates, bench.adapted.device)).accuracy)
+    return Gate(*torch.stack(rows).mean(0).tolist())
+
+
+def require_kept(gate: Gate, least: float, codec: AdapterCodec) -> None:
+    """GateError with the numbers when less than `least` of the gain is kept.
+
+    Nothing generated could be better than what the codec lets through.
+    """
+    if gate.kept < least:
+        raise GateError(
+            f"the codec keeps {gate.kept:.3f} of the accuracy gain of validation adapters "
+            f"({gate.before:.3f} before, {gate.after:.3f} after, start {gate.start:.3f}, base "
+            f"{gate.base:.3f}), codec.gate asks for {least}. Raise codec.width (now {codec.width}), collect "
+            f"more tasks, or train the runs for longer."
+        )

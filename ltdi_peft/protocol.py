@@ -1,0 +1,262 @@
+"""The methods, and how each task is scored.
+
+In: what stays the same from task to task (`Protocol`).  Out: `TaskScores`, one a task.
+Idea: all adapters of all methods answer one sheet of examples in one context together. What was scored is
+kept in a file named by a digest of everything that it depends on, so a killed evaluation goes on.
+"""
+
+import hashlib
+import json
+import random
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ltdi_peft.baselines import NearestTask, RidgeRival, adapter_digest, final_adapter, tensor_digest
+from ltdi_peft.batched import stack_adapters
+from ltdi_peft.collect import Bench
+from ltdi_peft.condition import PromptEncoder
+from ltdi_peft.config import Recipe, to_dict
+from ltdi_peft.encode import pairwise_delta_w_distances, round_trip
+from ltdi_peft.generator import Generator
+from ltdi_peft.score import make_sheet, score
+from ltdi_peft.spec import Adapter, AdapterSpec, site_norms
+from ltdi_peft.store import Trajectory
+from ltdi_peft.summary import UNSEEN, TaskScores
+from ltdi_peft.task import Task, TaskSuite
+from ltdi_peft.trajectory import replace_file
+
+VERSION = 1  # of what a cached score means
+AT_ONCE = 32  # stored adapters in memory at a time
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What stays the same from task to task."""
+
+    recipe: Recipe
+    bench: Bench
+    methods: tuple[str, ...]
+    encoder: PromptEncoder
+    generators: dict[str, Generator]  # "ours" and the variants
+    fixed: dict[str, Adapter]  # methods that answer every task with one adapter
+    nearest: NearestTask
+    ridge: RidgeRival
+    stored: tuple[Trajectory, ...]  # training runs
+    oracles: dict[str, Trajectory]  # task → its own run, from the held-out store
+    trials: dict[str, Any]
+    folder: Path  # of the cached scores
+
+    def prompts(self, task: Task) -> list[str]:
+        """The generator's prompt for each seed: held-out paraphrases in turn."""
+        return [
+            task.held_out_prompts[s % len(task.held_out_prompts)] for s in range(self.recipe.evaluate.seeds)
+        ]
+
+    def generated(self, name: str, prompts: Sequence[str]) -> list[Adapter]:
+        """Prompt i answered with generator seed i, modulo the number of seeds."""
+        made = []
+        for index, prompt in enumerate(prompts):
+            seed = index % self.recipe.evaluate.seeds
+            made += self.generators[name].generate([prompt], seed=seed, base=self.bench.base)
+        return [one.adapter for one in made]
+
+    def wrong_prompts(self, task: Task) -> list[str]:
+        """Held-out paraphrases of other tasks with this task's answer format."""
+        others, _ = wrong_tasks(self.bench.suite, task, self.recipe.evaluate.wrong_prompts, self.recipe.seed)
+        return [other.held_out_prompts[i % len(other.held_out_prompts)] for i, other in enumerate(others)]
+
+
+Maker = Callable[[Protocol, Task], list[Adapter]]
+METHODS: dict[str, Maker] = {
+    "base": lambda p, task: [p.fixed["base"]],
+    "start": lambda p, task: [p.fixed["start"]],
+    "multi_task_lora": lambda p, task: [p.fixed["multi_task_lora"]],
+    "mean": lambda p, task: [p.fixed["mean"]],
+    "nearest": lambda p, task: p.nearest.adapters(p.encoder(p.prompts(task))),
+    "ridge": lambda p, task: p.ridge.adapters(p.encoder(p.prompts(task))),
+    "vanilla": lambda p, task: p.generated("vanilla", p.prompts(task)),
+    "local_consistency": lambda p, task: p.generated("local_consistency", p.prompts(task)),
+    "ours": lambda p, task: p.generated("ours", p.prompts(task)),
+    "ours_wrong_prompt": lambda p, task: p.generated("ours", p.wrong_prompts(task)),
+    "oracle_codec": lambda p, task: [
+        round_trip(p.generators["ours"].codec, final_adapter(p.oracles[task.name]))
+    ],
+    "oracle": lambda p, task: [final_adapter(p.oracles[task.name])],
+}
+
+
+# ---- scores, task after task
+
+
+def wrong_tasks(suite: TaskSuite, task: Task, count: int, seed: int) -> tuple[list[Task], bool]:
+    """Other unseen or training tasks of the same answer format and another question; whether there are such.
+
+    Built-in names are domain/question/format. Where the name tells no format, or nobody shares it, any other
+    tasks. The pick depends on suite, seed and task alone.
+    """
+    others = [t for split in (*UNSEEN, "train") for t in suite.split(split) if t.name != task.name]
+    if not others:
+        raise ValueError(
+            f"suite {suite.name!r} has no task but {task.name!r}: there is no wrong prompt to give."
+        )
+    parts = task.name.split("/")
+    same = [t for t in others if len(parts) == 3 and same_format(parts, t.name.split("/"))]
+    pool = sorted(same or others, key=lambda t: t.name)
+    return random.Random(f"{seed}/{task.name}").sample(pool, min(count, len(pool))), bool(same)
+
+
+def same_format(parts: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two names domain/question/format ask different questions in one format."""
+    return len(other) == 3 and other[2] == parts[2] and tuple(other[:2]) != tuple(parts[:2])
+
+
+def score_tasks(protocol: Protocol, *, progress: bool) -> list[TaskScores]:
+    """Every unseen task's scores; what the cache holds is not scored again."""
+    file = protocol.folder / f"{digest(protocol)}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = {one.task: one for one in cached(file)}
+    tasks = [(split, task) for split in UNSEEN for task in protocol.bench.suite.split(split)]
+    with tqdm(tasks, desc="evaluation", disable=not progress, unit="task") as bar:
+        for split, task in bar:
+            if task.name not in known:
+                known[task.name] = score_task(protocol, task, split)
+                with file.open("a") as out:
+                    out.write(json.dumps(asdict(known[task.name])) + "\n")
+    return [known[task.name] for _, task in tasks]
+
+
+def cached(file: Path) -> list[TaskScores]:
+    """Whole lines of a cache; a last line that a killed process left unfinished is cut off."""
+    if not file.is_file():
+        return []
+    whole = file.read_bytes()
+    kept = whole[: whole.rfind(b"\n") + 1]
+    if kept != whole:
+        replace_file(file, kept)
+    return [TaskScores(**json.loads(line)) for line in kept.splitlines()]
+
+
+def digest(protocol: Protocol) -> str:
+    """16 hex digits of everything that a score depends on."""
+    recipe, bench = protocol.recipe, protocol.bench
+    about = {
+        "version": VERSION,
+        "recipe": {k: v for k, v in to_dict(recipe).items() if k in ("seed", "base", "collect", "condition")},
+        "evaluate": [recipe.evaluate.examples, recipe.evaluate.seeds, recipe.evaluate.wrong_prompts],
+        "methods": protocol.methods,
+        "base": [bench.base.spec_fingerprint, bench.base.weights_fingerprint, bench.spec.to_dict()],
+        "suite": {
+            split: [task.to_dict() for task in bench.suite.split(split)] for split in bench.suite.splits
+        },
+        "generators": {name: generator_digest(one) for name, one in protocol.generators.items()},
+        "fixed": {name: adapter_digest(adapter) for name, adapter in protocol.fixed.items()},
+        "ridge": [protocol.ridge.scale, tensor_digest([protocol.ridge.ridge.weight, protocol.ridge.mean])],
+        # The loss of the last step, all its digits, tells two runs of one name apart.
+        "runs": [
+            (run.run_id, run.snapshots[-1].step, run.snapshots[-1].loss)
+            for run in (*protocol.stored, *protocol.oracles.values())
+        ],
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def generator_digest(generator: Generator) -> str:
+    """16 hex digits of weights, codec and how adapters are drawn."""
+    config = {key: value for key, value in asdict(generator.config).items() if key != "recipe"}
+    weights = tensor_digest(
+        [*generator.state_dict().values(), generator.codec.scale, generator.codec.energy_kept]
+    )
+    return hashlib.sha256(f"{weights}{json.dumps(config, sort_keys=True)}".encode()).hexdigest()[:16]
+
+
+def score_task(protocol: Protocol, task: Task, split: str) -> TaskScores:
+    """All methods on one task, in both contexts, with ΔW distances."""
+    evaluate_, bench = protocol.recipe.evaluate, protocol.bench
+    made = {name: METHODS[name](protocol, task) for name in protocol.methods}
+    # An adapter that answers for several methods or seeds is scored once.
+    distinct = {id(adapter): adapter for adapters in made.values() for adapter in adapters}
+    stacked = stack_adapters(list(distinct.values()), bench.adapted.device)
+    examples = task.evaluation[: evaluate_.examples]
+    accuracy = {}
+    for context, prompts in (("prompt", task.held_out_prompts), ("no_prompt", None)):
+        sheet = make_sheet(bench.adapted, examples, prompts)
+        values = score(bench.adapted, sheet, stacked).accuracy.tolist()
+        found = {key: round(value, 6) for key, value in zip(distinct, values, strict=True)}
+        accuracy[context] = {
+            name: [found[id(adapter)] for adapter in adapters] for name, adapters in made.items()
+        }
+    others, same = wrong_tasks(bench.suite, task, evaluate_.wrong_prompts, protocol.recipe.seed)
+    finals = [made[name] for name in ("ours", "oracle") if name in made]
+    nearest = nearest_distances(bench.spec, [one for adapters in finals for one in adapters], protocol.stored)
+    return TaskScores(
+        task=task.name,
+        split=split,
+        domain=task.domain,
+        examples=len(examples),
+        chance=statistics.fmean(1 / len(e.choices) if e.choices else 0.0 for e in examples),
+        accuracy=accuracy,
+        nearest={"ours": nearest[:-1], "oracle": nearest[-1:]} if "ours" in made else {"oracle": nearest},
+        error=relative_errors(bench.spec, made),
+        wrong_tasks=[other.name for other in others],
+        same_format=same,
+    )
+
+
+def relative_errors(spec: AdapterSpec, made: dict[str, list[Adapter]]) -> dict[str, float]:
+    """‖ΔW − ΔW_oracle‖ / ‖ΔW_oracle‖ of each method, mean over its adapters."""
+    (oracle,) = made["oracle"]
+    norm = sum(value**2 for value in site_norms(spec, oracle).values()) ** 0.5
+    distances = {
+        m: pairwise_delta_w_distances(spec, adapters, [oracle])
+        for m, adapters in made.items()
+        if m != "oracle"
+    }
+    return {m: round(float(found.mean()) / max(norm, 1e-12), 6) for m, found in distances.items()}
+
+
+def in_parts(runs: Sequence[Trajectory]) -> Iterator[tuple[list[Trajectory], list[Adapter]]]:
+    """Runs with their final adapters, a bounded number at a time."""
+    for first in range(0, len(runs), AT_ONCE):
+        part = list(runs[first : first + AT_ONCE])
+        yield part, [final_adapter(run) for run in part]
+
+
+def nearest_distances(
+    spec: AdapterSpec, adapters: Sequence[Adapter], stored: Sequence[Trajectory]
+) -> list[float]:
+    """ΔW distance from each adapter to the nearest stored final adapter."""
+    parts = [
+        pairwise_delta_w_distances(spec, adapters, finals).min(1).values for _, finals in in_parts(stored)
+    ]
+    return [round(value, 6) for value in torch.stack(parts).min(0).values.tolist()]
+
+
+def between_stored(
+    spec: AdapterSpec, stored: Sequence[Trajectory], most: int = 2 * AT_ONCE
+) -> dict[str, float]:
+    """Median distance of stored runs (at most `most`) to the nearest other one, and of another task."""
+    picked = list(stored)[:: -(-len(stored) // most)]
+    other_run, other_task = [], []
+    for left, adapters in in_parts(picked):
+        near_run, near_task = (
+            torch.full((len(left),), torch.inf).double(),
+            torch.full((len(left),), torch.inf).double(),
+        )
+        for right, finals in in_parts(stored):
+            distance = pairwise_delta_w_distances(spec, adapters, finals)
+            run = torch.tensor([[a.run_id == b.run_id for b in right] for a in left])
+            task = torch.tensor([[a.task.name == b.task.name for b in right] for a in left])
+            near_run = torch.minimum(near_run, distance.masked_fill(run, torch.inf).min(1).values)
+            near_task = torch.minimum(near_task, distance.masked_fill(task, torch.inf).min(1).values)
+        other_run += near_run.tolist()
+        other_task += near_task.tolist()
+    return {
+        "stored_to_nearest_stored": round(statistics.median(other_run), 6),
+        "stored_to_nearest_other_task": round(statistics.median(other_task), 6),
+    }

@@ -1,0 +1,125 @@
+"""A result as Markdown.
+
+In: the result of `evaluate`, or its JSON file.
+Out: the table that the command line prints, and the whole report.
+Idea: the text holds nothing that the JSON does not.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ltdi_peft.summary import UNSEEN
+
+
+def shown(value: float | None, ends: Sequence[float] | None = None, sign: str = "") -> str:
+    """Two digits, with the interval if there is one."""
+    text = "–" if value is None else f"{value:{sign}.2f}"
+    return text if ends is None else f"{text} [{ends[0]:.2f}, {ends[1]:.2f}]"
+
+
+def lines_of(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    body = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in body) + "\n"
+
+
+def table(result: dict[str, Any]) -> str:
+    """The methods and the prompt control of a result, as Markdown: what the command line prints."""
+    splits = [split for split in UNSEEN if split in result["methods"]["base"]]
+    head = ["method"]
+    for split in splits:
+        name = split.replace("_", " ")
+        head += [
+            f"{name} ({result['methods']['base'][split]['tasks']}): accuracy",
+            "G [95 %]",
+            "without prompt",
+            "G [95 %]",
+        ]
+    rows = []
+    for method, found in result["methods"].items():
+        row = [f"`{method}`"]
+        for split in splits:
+            for suffix in ("", "_no_prompt"):
+                about = found[split]
+                row += [shown(about[f"accuracy{suffix}"]), shown(about[f"G{suffix}"], about[f"ci{suffix}"])]
+        rows.append(row)
+    return "".join([lines_of(head, rows), *(f"\n{line}\n" for line in control_lines(result))])
+
+
+def control_lines(result: dict[str, Any]) -> list[str]:
+    """Prompt control and power, a line a split."""
+    lines = []
+    for split, row in result["controls"]["prompt"].items():
+        verdict = (
+            "reads its prompt" if row["reads_its_prompt"] else "**does not demonstrably read its prompt**"
+        )
+        parts = [
+            f"{name}: right {shown(of['right'])}, wrong {shown(of['wrong'])}, "
+            f"difference in {shown_ends(of['ci'])}"
+            for name, of in (("prompt in context", row), ("without", row["no_prompt"]))
+        ]
+        lines.append(f"{split.replace('_', ' ')}: `ours` {verdict} (G, {'; '.join(parts)}).")
+    for split, row in result["power"].items():
+        lines.append(
+            f"Power, {split.replace('_', ' ')}: {row['tasks']} tasks can show (5 %, power 80 %) a difference "
+            f"from `{row['against']}` of {shown(row['G'])} in G, {shown(row['accuracy'])} in accuracy."
+        )
+    return lines
+
+
+def shown_ends(ends: Sequence[float] | None) -> str:
+    """An interval alone."""
+    return "no interval" if ends is None else f"[{ends[0]:.2f}, {ends[1]:.2f}]"
+
+
+def paired_table(result: dict[str, Any]) -> str:
+    """Paired differences of accuracy and gain."""
+    rows = []
+    for name, splits in result["paired"].items():
+        for split, with_prompt in splits.items():
+            row = [f"`{name}`", split.replace("_", " ")]
+            for of in (with_prompt, with_prompt["no_prompt"]):
+                row += [shown(of["accuracy"], of["ci"], "+"), shown(of["G"], of["ci_G"], "+")]
+            rows.append(row)
+    return lines_of(
+        ["difference", "split", "accuracy [95 %]", "G [95 %]", "without prompt", "G [95 %]"], rows
+    )
+
+
+def flat(table_: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as dotted names, longer lists left out: they are in the JSON."""
+    rows: list[tuple[str, str]] = []
+    for key, value in table_.items():
+        if isinstance(value, dict):
+            rows += flat(value, f"{prefix}{key}.")
+        elif not isinstance(value, list):
+            text = f"{value:.4g}" if isinstance(value, float) else ("–" if value is None else str(value))
+            rows.append((f"{prefix}{key}", text))
+    return rows
+
+
+def figures(title: str, values: dict[str, Any]) -> str:
+    """A section of plain figures."""
+    return f"## {title}\n\n{lines_of(['figure', 'value'], flat(values))}"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The whole report of a result."""
+    head = {key: result[key] for key in ("date", "machine", "commit", "base_model", "suite", "seeds")}
+    about = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in head.items())
+    rival = result["trials"].get("multi_task_lora")
+    short = " It was **shortened** by evaluate.multi_task_steps." if rival and rival["shortened"] else ""
+    note = f"`multi_task_lora` saw {rival['examples']} examples.{short}\n" if rival else ""
+    return "\n".join(
+        [
+            f"# {result['recipe']}\n\n{about}\n",
+            "Made by `ltdi evaluate`. G is the recovered gain Σ(method − base)/Σ(oracle − base); intervals "
+            "are 95 %, bootstrapped over tasks (unseen domains: over domains).\n",
+            table(result),
+            note,
+            f"## Paired differences\n\n{paired_table(result)}",
+            figures("Memorisation (ΔW distances, medians)", result["controls"]["memorisation"]),
+            figures("Cost (seconds)", result["cost"]),
+            figures("Trials", result["trials"]),
+        ]
+    )

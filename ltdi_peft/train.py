@@ -1,0 +1,312 @@
+"""Training of the generator, both stages, on Accelerate: validation, guidance, resume, report.
+
+In: a recipe whose trajectories are collected.  Out: a `Generator` in `<output>/generator` and its report in
+`<output>/training.json`.
+Idea: the session owns the step; what is here is around it: the round-trip gate before, validation meanwhile,
+and the guidance scale, chosen on validation tasks, after. All choices are made by the main process and told
+to the others, so that every process returns the same generator or raises the same error.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from ltdi_peft.batched import stack_adapters
+from ltdi_peft.collect import PATIENCE, Bench, open_bench, recipe_suite, timed
+from ltdi_peft.condition import PromptEncoder
+from ltdi_peft.config import DiffusionConfig, Recipe, load_recipe
+from ltdi_peft.denoiser import conditioned
+from ltdi_peft.diffusion import SAMPLERS, path_loss
+from ltdi_peft.generator import CONFIG_FILE, Generator, load_generator
+from ltdi_peft.generator_config import GeneratorConfig, shown_recipe
+from ltdi_peft.prepare import (
+    Prepared,
+    prepare,
+    require_kept,
+    require_one_frame,
+    round_trip_gate,
+    training_trajectories,
+)
+from ltdi_peft.resume import made_from, resume, save_point
+from ltdi_peft.score import make_sheet, score
+from ltdi_peft.session import Session as Session
+from ltdi_peft.spec import require_same_spec
+from ltdi_peft.store import Trajectory, TrajectoryStore
+from ltdi_peft.trajectory import json_bytes, read_json, replace_file
+
+GUIDANCE = (0.75, 1.0, 1.25, 1.5, 2.0)
+REPORT_FILE = "training.json"
+
+T = TypeVar("T")
+
+
+def train_generator(
+    recipe: Recipe | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    accelerator: Accelerator | None = None,
+    bench: Bench | None = None,
+    progress: bool = True,
+) -> Generator:
+    """Train on the recipe's collected runs; write `<output>/generator` and `training.json` beside it.
+
+    Goes on from the newest resume point of `<output>`; what is trained already is only read. Raises
+    ValueError, before the base model is loaded, for a recipe without collected runs or with runs of another
+    adapter, and GateError when the codec fails its round-trip gate.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    suite = bench.suite if bench else recipe_suite(recipe)
+    training_trajectories(recipe, [task.name for task in suite.split("train")])
+    accelerator = accelerator or make_accelerator(recipe)
+    with timed(recipe.folder, "train", write=accelerator.is_main_process):
+        if bench is None:
+            with accelerator.main_process_first():
+                bench = open_bench(recipe, device=accelerator.device)
+        generator = train_in(
+            recipe, recipe.folder, accelerator, bench, gate=recipe.codec.gate, progress=progress
+        )
+    accelerator.end_training()
+    return generator
+
+
+def train_variant(
+    recipe: Recipe, bench: Bench, name: str, diffusion: DiffusionConfig, *, progress: bool = True
+) -> Generator:
+    """Another diffusion on the same runs, in `<output>/variants/<name>`; made once, then read."""
+    variant = replace(recipe, diffusion=diffusion, train=replace(recipe.train, log_with=None))
+    folder = recipe.folder / "variants" / name
+    return train_in(variant, folder, make_accelerator(variant), bench, gate=0.0, progress=progress)
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Accelerate as the recipe wants it; device and processes come from `accelerate launch`."""
+    return Accelerator(
+        mixed_precision=recipe.train.mixed_precision,
+        log_with=recipe.train.log_with,
+        project_dir=str(recipe.folder / "logs"),
+        # The others wait while the main process scores validation tasks.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+
+
+def train_in(
+    recipe: Recipe, folder: Path, accelerator: Accelerator, bench: Bench, *, gate: float, progress: bool
+) -> Generator:
+    """Prepare, train both stages, choose the guidance scale; everything written lies in `folder`."""
+    began = time.perf_counter()
+    progress = progress and accelerator.is_main_process
+    names = [task.name for task in bench.suite.split("train")]
+    held_out = validation_runs(recipe, bench)
+    first = training_trajectories(recipe, names)[0]
+    require_same_spec(bench.spec, first.spec, str(first.path))
+    require_one_frame([first, *held_out], recipe)
+    with accelerator.main_process_first():
+        encoder = PromptEncoder(recipe.condition.encoder, base=bench.base)
+        prepared = prepare(recipe, encoder, names, progress=progress)
+    made = made_from(recipe, prepared)
+    if finished(folder, made):
+        return load_generator(folder / "generator")
+    report: dict[str, Any] = {"world_size": accelerator.num_processes, "made_from": made}
+    report |= {"ridge": prepared.centre.strength, "spread": prepared.centre.spread}
+    if gate > 0:
+        found = told(accelerator, lambda: round_trip_gate(bench, prepared.codec, held_out))
+        require_kept(found, gate, prepared.codec)
+        report["gate"] = found.to_dict()
+    session = Session(recipe, prepared, accelerator, bench)
+    resume(session, folder / "checkpoints")
+    validation = validation_set(prepared, held_out, encoder, bench) if held_out else None
+    run_session(session, validation, folder / "checkpoints", progress=progress)
+    report |= {"losses": session.losses, "final_loss": session.losses[-1][1]}
+    report |= validate(session, validation) if validation else {}
+    generator = build_generator(session, bench, guidance=1.0, encoder=encoder)
+    if held_out:
+        tasks = [run.task.name for run in held_out]
+        report["guidance"] = told(accelerator, lambda: choose_guidance(generator, bench, tasks))
+        scale = best_scale(report["guidance"])
+        generator.config = replace(generator.config, guidance_scale=scale)
+    if accelerator.is_main_process:
+        report["seconds"] = time.perf_counter() - began
+        publish(generator, report, folder)
+    accelerator.wait_for_everyone()
+    return generator
+
+
+def told(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """What the main process finds out, in every process; its ValueError too, or the others would wait."""
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [work()]
+        except ValueError as error:
+            found = [error]
+    (answer,) = broadcast_object_list(found)
+    if isinstance(answer, ValueError):
+        raise answer
+    return answer
+
+
+def finished(folder: Path, made: dict[str, Any]) -> bool:
+    """Whether `folder` holds a generator of these settings and runs."""
+    report = folder / REPORT_FILE
+    if not (report.is_file() and (folder / "generator" / CONFIG_FILE).is_file()):
+        return False
+    return read_json(report).get("made_from") == made
+
+
+def publish(generator: Generator, report: dict[str, Any], folder: Path) -> None:
+    """The generator's folder, put in place of an older one when it is whole; then the report."""
+    target, partial = folder / "generator", folder / "generator.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    generator.save_pretrained(partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    replace_file(folder / REPORT_FILE, json_bytes(report))
+
+
+def run_session(session: Session, validation: "Validation | None", points: Path, *, progress: bool) -> None:
+    """Train to the end with logging, validation and resume points."""
+    train, accelerator = session.recipe.train, session.accelerator
+    if train.log_with:
+        accelerator.init_trackers("ltdi_peft")
+    bar = tqdm(total=session.total, initial=session.done, desc="generator", disable=not progress, unit="step")
+    for step in session.steps():
+        bar.update()
+        ended = step.index == session.total
+        if step.index % train.log_every == 0 or ended:
+            loss = accelerator.reduce(step.loss, reduction="mean").item()
+            session.losses.append((step.index, loss))
+            bar.set_postfix(loss=f"{loss:.4f}", stage=step.stage)
+            accelerator.log({"loss": loss, "learning_rate": step.learning_rate}, step=step.index)
+        if validation and step.index % train.validate_every == 0:
+            accelerator.log(validate(session, validation), step=step.index)
+        if step.index % train.checkpoint_every == 0 or ended:
+            save_point(session, points)
+    bar.close()
+
+
+def build_generator(
+    session: Session, bench: Bench, guidance: float, encoder: PromptEncoder | None = None
+) -> Generator:
+    """The averaged network with codec and centre. Every process must call it: shards are gathered."""
+    recipe, prepared = session.recipe, session.prepared
+    data, diffusion = prepared.data, recipe.diffusion
+    config = GeneratorConfig(
+        base_model=bench.base.name,
+        base_revision=recipe.base.revision,
+        spec_fingerprint=bench.base.spec_fingerprint,
+        weights_fingerprint=bench.base.weights_fingerprint,
+        encoder=recipe.condition.encoder,
+        condition_width=data.conditions.shape[-1],
+        loss=diffusion.loss,
+        law=diffusion.law,
+        k=diffusion.k,
+        steps=diffusion.steps,
+        sampler=diffusion.sampler,
+        guidance_scale=guidance,
+        denoiser=dict(vars(session.plain_network.config)),
+        training_tasks=data.names,
+        norm_range=prepared.norm_range,
+        recipe=shown_recipe(recipe),
+    )
+    with session.averaged():
+        state = session.accelerator.get_state_dict(session.network)
+        weights = {key: weight.detach().to("cpu", torch.float32, copy=True) for key, weight in state.items()}
+    generator = Generator(
+        config,
+        prepared.codec,
+        centre=prepared.centre.last_weight,
+        mean=prepared.centre.mean[-1],
+        spread=torch.tensor(prepared.centre.spread),
+        conditions=torch.nn.functional.normalize(data.conditions.mean(1), dim=-1),
+        encoder=encoder,
+    )
+    generator.denoiser.load_state_dict(weights)
+    return generator.eval()
+
+
+# ---- validation tasks
+
+
+def validation_runs(recipe: Recipe, bench: Bench) -> list[Trajectory]:
+    """Finished held-out runs of the recipe's validation tasks, one a task, all of `bench`'s adapter."""
+    names = {task.name for task in bench.suite.split("validation")}
+    if not (recipe.held_out_folder / "store.json").is_file():
+        return []
+    store = TrajectoryStore(recipe.held_out_folder)
+    runs = {run.task.name: run for run in store.trajectories() if run.task.name in names}
+    for run in runs.values():
+        require_same_spec(bench.spec, run.spec, str(run.path))
+    return list(runs.values())
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Validation tasks in token space: true local targets, and the condition of a held-out paraphrase."""
+
+    tokens: Float[Tensor, "task k site width"]
+    conditions: Float[Tensor, "task condition"]
+
+
+def validation_set(
+    prepared: Prepared, runs: Sequence[Trajectory], encoder: PromptEncoder, bench: Bench
+) -> Validation:
+    """From the held-out runs of validation tasks."""
+    k = prepared.data.tokens.shape[1]
+    tokens = [prepared.codec.encode_many(run.adapter(s) for s in run.local_targets(k)) for run in runs]
+    prompts = [bench.suite[run.task.name].held_out_prompts[0] for run in runs]
+    return Validation(torch.stack(tokens), encoder(prompts))
+
+
+@torch.no_grad()
+def validate(session: Session, validation: Validation) -> dict[str, float]:
+    """Loss on the sampler's own path, and the squared error of what is generated over the mean adapter's.
+
+    Of the averaged weights; the session is left as it was. Every process must call it.
+    """
+    centre, like = session.prepared.centre, session.plain_network.null
+    predicted = centre.predict(validation.conditions)
+    z = ((validation.tokens - predicted) / centre.spread).to(like)
+    rng = torch.Generator().manual_seed(session.recipe.seed)
+    start = torch.randn(1, *z.shape[2:], generator=rng).to(z).expand(len(z), -1, -1)
+    with session.averaged() as network:
+        predict = conditioned(network, validation.conditions.to(z))
+        on_path = path_loss(predict, z, start, session.chain).mean().item()
+        end = SAMPLERS[session.recipe.diffusion.sampler](predict, start, session.chain, rng)
+    off = (end - z[:, -1]).square().mean().item() * centre.spread**2
+    scale = (validation.tokens[:, -1] - centre.mean[-1]).square().mean().item()
+    return {"validation/path_loss": on_path, "validation/relative_error": off / max(scale, 1e-12)}
+
+
+def choose_guidance(
+    generator: Generator, bench: Bench, names: Sequence[str], examples: int = 32
+) -> dict[str, float]:
+    """Mean accuracy on the validation tasks, both contexts together, for each guidance scale."""
+    tasks = [bench.suite[name] for name in names if bench.suite[name].evaluation]
+    found = dict.fromkeys(map(str, GUIDANCE), 0.0)
+    for task in tasks:
+        prompt = task.held_out_prompts[:1]
+        adapters = [
+            generator.generate(prompt, guidance_scale=scale, base=bench.base)[0].adapter for scale in GUIDANCE
+        ]
+        stacked = stack_adapters(adapters, bench.adapted.device)
+        for context in (prompt, None):
+            sheet = make_sheet(bench.adapted, task.evaluation[:examples], context)
+            accuracies = score(bench.adapted, sheet, stacked).accuracy.tolist()
+            for scale, accuracy in zip(GUIDANCE, accuracies, strict=True):
+                found[str(scale)] += accuracy / (2 * len(tasks))
+    return found
+
+
+def best_scale(accuracy: dict[str, float]) -> float:
+    """The guidance scale of the highest accuracy; of equal ones the nearest to 1, the plain prediction."""
+    return float(max(accuracy, key=lambda scale: (accuracy[scale], -abs(float(scale) - 1))))

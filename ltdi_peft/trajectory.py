@@ -1,0 +1,182 @@
+"""One recorded run: its snapshots, and the file format that the store writes and reads.
+
+In: files of a run folder.  Out: `Trajectory`, whose adapters are memory-mapped and read one at a time.
+Idea: a reader sees a finished file or no file (written beside, then renamed), and equal content gives equal
+bytes. A snapshot holds "<site>.lora_A", "<site>.lora_B" and one metadata entry: step, loss, learning rate."""
+
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ltdi_peft.adapter import Adapter, AdapterSpec, check_adapter
+from ltdi_peft.task import Task
+
+FORMAT_VERSION = 1
+FINISHED = "finished"
+HEADER = "ltdi"  # one metadata entry: safetensors writes several in random order
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One recorded optimiser step. `loss` and `learning_rate` are those of that step, None if unknown."""
+
+    step: int
+    progress: float  # step / last step, in (0, 1]; of an unfinished run step / planned steps
+    loss: float | None
+    learning_rate: float | None
+    path: Path
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One run: its start θ_0 and its snapshots in step order (θ_0 is not among them)."""
+
+    run_id: str
+    spec: AdapterSpec
+    task: Task  # name, prompts, domain, family; examples only where the writer was asked to keep them
+    seed: int
+    status: str  # "recording", "finished" or "interrupted"
+    snapshots: tuple[Snapshot, ...]
+    planned_steps: int
+    frozen: tuple[str, ...]  # factors that never move ("<site>.lora_A"): stored in θ_0 only
+    about: dict[str, Any]  # what may differ between equal runs: date, host, folder
+    path: Path
+    start_path: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its end, so that progress is known."""
+        return self.status == FINISHED
+
+    def start(self) -> Adapter:
+        """θ_0, the adapter before the first optimiser step."""
+        return _pairs(read_factors(self.start_path, factor_names(self.spec)), self.spec, self.start_path)
+
+    def adapter(self, snapshot: Snapshot) -> Adapter:
+        """The adapter at a snapshot; frozen factors come from θ_0."""
+        moving = read_factors(
+            snapshot.path, [name for name in factor_names(self.spec) if name not in self.frozen]
+        )
+        frozen = read_factors(self.start_path, list(self.frozen)) if self.frozen else {}
+        return _pairs({**moving, **frozen}, self.spec, snapshot.path)
+
+    def local_targets(self, k: int) -> tuple[Snapshot, ...]:
+        """The k snapshots nearest to progress 1/k, 2/k, …, 1 (METHOD.md §2); of two as near, the earlier.
+
+        Raises ValueError where two targets would fall on one snapshot: recorded too coarsely for this k.
+        """
+        if k < 1:
+            raise ValueError(f"the number of local targets must be at least 1, got {k}.")
+        targets = [
+            min(self.snapshots, key=lambda s: (abs(s.progress - j / k), s.step), default=None)
+            for j in range(1, k + 1)
+        ]
+        found = tuple(t for t in targets if t is not None)
+        if len({t.step for t in found}) != k:
+            raise ValueError(
+                f"{self.path}: {len(self.snapshots)} snapshots at progress "
+                f"{[round(s.progress, 3) for s in self.snapshots]} do not give {k} different local targets. "
+                f"Record with Schedule.equal_parts({k}) or finer, or use fewer local targets."
+            )
+        return found
+
+
+def factor_names(spec: AdapterSpec) -> list[str]:
+    """The "<site>.lora_A", "<site>.lora_B" of every site, in token order."""
+    return [f"{site.name}.lora_{kind}" for site in spec.sites for kind in "AB"]
+
+
+def flat(adapter: Adapter) -> dict[str, Tensor]:
+    """An adapter under its factor names."""
+    return {
+        f"{site}.lora_{kind}": weight.contiguous()
+        for site, pair in sorted(adapter.items())
+        for kind, weight in zip("AB", pair, strict=True)
+    }
+
+
+def _pairs(tensors: dict[str, Tensor], spec: AdapterSpec, path: Path) -> Adapter:
+    adapter = {s.name: (tensors[f"{s.name}.lora_A"], tensors[f"{s.name}.lora_B"]) for s in spec.sites}
+    check_adapter(spec, adapter, str(path))
+    return adapter
+
+
+def read_factors(path: Path, names: list[str]) -> dict[str, Tensor]:
+    """Named tensors of a safetensors file, memory-mapped, as float32."""
+    try:
+        with safe_open(path, framework="pt") as reader:
+            if missing := sorted(set(names) - set(reader.keys())):
+                raise ValueError(f"{path}: {len(missing)} factors are missing, first {missing[0]}.")
+            return {name: reader.get_tensor(name).to(torch.float32) for name in names}
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{path} is missing or truncated ({error}). Move it away; the others stay readable."
+        ) from error
+
+
+def read_snapshot(path: Path, total_steps: int) -> Snapshot:
+    """The header of a snapshot file, without its weights."""
+    try:
+        with safe_open(path, framework="pt") as reader:
+            header = json.loads(reader.metadata()[HEADER])
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is truncated or no snapshot ({error}). Move it away; the others stay readable."
+        ) from error
+    step = header["step"]
+    return Snapshot(step, step / total_steps, header["loss"], header["learning_rate"], path)
+
+
+def snapshot_header(step: int, loss: float | None, learning_rate: float | None) -> dict[str, str]:
+    """The metadata of a snapshot file."""
+    return {HEADER: json.dumps({"step": step, "loss": loss, "learning_rate": learning_rate})}
+
+
+def snapshot_file(step: int) -> str:
+    """The file of a snapshot; names sort by step."""
+    return f"step-{step:08d}.safetensors"
+
+
+def step_of(path: Path) -> int:
+    """The inverse of `snapshot_file`."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Atomic on one file system; a killed writer leaves only *.partial behind."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def json_bytes(table: dict[str, Any]) -> bytes:
+    """JSON for people and programs, keys in the order given."""
+    return (json.dumps(table, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or ValueError that names the file."""
+    try:
+        table = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(table, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(table).__name__}.")
+    return table
+
+
+def require_version(table: dict[str, Any], path: Path) -> None:
+    """Refuse a file of a format that this version does not know."""
+    version = table.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version}, this ltdi_peft reads {FORMAT_VERSION}. "
+            "Upgrade ltdi_peft, or read the store with the version that wrote it."
+        )

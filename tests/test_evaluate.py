@@ -1,0 +1,372 @@
+"""The protocol: its numbers by hand, its controls on generators that cheat, its cache and its file."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_bench import SPLITS, collected, tiny_recipe, tiny_suite, tiny_task, untrained_generator
+
+from ltdi_peft import evaluate as evaluation
+from ltdi_peft import protocol
+from ltdi_peft.baselines import adapter_digest, final_adapter
+from ltdi_peft.evaluate import chosen_methods, costs, evaluate, held_out_oracles
+from ltdi_peft.prepare import training_trajectories
+from ltdi_peft.protocol import METHODS, between_stored, cached, nearest_distances, wrong_tasks
+from ltdi_peft.report import markdown, table
+from ltdi_peft.statistics import Estimate
+from ltdi_peft.store import TrajectoryStore
+from ltdi_peft.summary import TaskScores, interval, number, summarise
+from ltdi_peft.task import TaskSuite
+
+ALL = ("base", "start", "multi_task_lora", "mean", "nearest", "ridge", "vanilla", "local_consistency")
+ALL += ("ours", "ours_wrong_prompt", "oracle_codec", "oracle")
+
+
+def scores_of(name, *, split="unseen_tasks", domain="d", nearest=0.5, **accuracy):
+    """A task's scores, the same in both contexts unless `accuracy` gives pairs."""
+    pairs = {m: v if isinstance(v, tuple) else (v, v) for m, v in accuracy.items()}
+    table_ = {
+        "prompt": {m: [float(v[0])] for m, v in pairs.items()},
+        "no_prompt": {m: [float(v[1])] for m, v in pairs.items()},
+    }
+    distances = {"ours": [nearest], "oracle": [1.0]}
+    return TaskScores(name, split, domain, 10, 0.0, table_, distances, {"ours": 0.3}, ["x"], True)
+
+
+def many(count=24, **accuracy):
+    rng = torch.Generator().manual_seed(0)
+    noise = (0.1 * torch.rand(count, generator=rng)).tolist()
+    common = {"base": 0.0, "mean": 0.1, "multi_task_lora": 0.5, "oracle": 1.0}
+    return [
+        scores_of(f"t{i}", **common, **{m: v + noise[i] for m, v in accuracy.items()}) for i in range(count)
+    ]
+
+
+# ---- numbers from scores alone
+
+
+def test_summary_by_hand():
+    found = summarise(
+        [
+            scores_of("x", base=(0.0, 0.0), ours=(0.5, 0.2), mean=0.0, oracle=(1.0, 0.8)),
+            scores_of("y", base=(0.2, 0.0), ours=(0.8, 0.6), mean=0.2, oracle=(0.8, 0.8)),
+        ],
+        draws=50,
+        seed=0,
+    )
+    row = found["methods"]["ours"]["unseen_tasks"]
+    assert (row["accuracy"], row["accuracy_no_prompt"]) == (0.65, 0.4)
+    assert row["G"] == pytest.approx((0.5 + 0.6) / (1.0 + 0.6), abs=1e-6)
+    assert row["G_no_prompt"] == pytest.approx(0.8 / 1.6)
+    assert row["gain"] == pytest.approx(0.55)
+    assert (row["tasks"], row["examples"]) == (2, 10)
+    paired = found["paired"]["ours - mean"]["unseen_tasks"]
+    assert paired["accuracy"] == pytest.approx(0.55)
+    assert paired["no_prompt"]["accuracy"] == pytest.approx(0.3)
+    assert list(found["paired"]) == ["ours - base", "ours - mean", "ours - oracle"]
+    assert "unseen_domains" not in found["methods"]["ours"]
+    assert set(found["per_task"]) == {"x", "y"}
+
+
+def test_seeds_are_averaged_within_the_task():
+    one = scores_of("x", base=0.0, ours=0.0, oracle=1.0)
+    one.accuracy["prompt"]["ours"] = [0.2, 0.4, 0.9]
+    row = summarise([one], draws=10, seed=0)["methods"]["ours"]["unseen_tasks"]
+    assert row["accuracy"] == 0.5
+    assert row["ci"] is None  # one task has no interval
+
+
+def test_few_unseen_domains_are_listed():
+    domains = [
+        scores_of(f"{d}{i}", split="unseen_domains", domain=d, base=0, ours=v, oracle=1)
+        for d, v in (("p", 0.25), ("q", 0.75))
+        for i in range(3)
+    ]
+    row = summarise(domains, draws=200, seed=0)["methods"]["ours"]["unseen_domains"]
+    assert row["domains"]["p"]["G"] == 0.25
+    assert row["domains"]["q"]["accuracy_no_prompt"] == 0.75
+    assert row["ci"] == [0.25, 0.75]  # two domains are resampled, not six tasks
+    many_domains = [replace(domains[0], task=f"t{i}", domain=f"d{i}") for i in range(8)]
+    assert "domains" not in summarise(many_domains, draws=20, seed=0)["methods"]["ours"]["unseen_domains"]
+
+
+def test_chance_is_taken_off_where_there_are_choices():
+    one = replace(scores_of("x", base=0.25, ours=0.7, oracle=1.0), chance=0.25)
+    row = summarise([one], draws=10, seed=0)["methods"]["ours"]["unseen_tasks"]
+    assert row["accuracy_over_chance"] == pytest.approx(0.6)
+
+
+def test_reading_the_prompt_is_seen():
+    control = summarise(many(ours=0.6, ours_wrong_prompt=0.2), draws=300, seed=0)["controls"]["prompt"]
+    row = control["unseen_tasks"]
+    assert row["reads_its_prompt"]
+    assert (row["right"] - row["wrong"]) == pytest.approx(0.4, abs=1e-5)
+    assert row["ci"][0] > 0
+    assert row["ci_mean"][0] > 0
+    assert row["no_prompt"]["ci"][0] > 0
+
+
+def test_a_generator_that_ignores_its_prompt_is_detected():
+    rng = torch.Generator().manual_seed(3)
+    noise = (0.1 * torch.randn(24, generator=rng)).tolist()
+    deaf = many(ours=0.6, ours_wrong_prompt=0.6)
+    for one, off in zip(deaf, noise, strict=True):  # other prompts, other noise, no other information
+        for context in one.accuracy.values():
+            context["ours_wrong_prompt"] = [context["ours"][0] + off]
+    row = summarise(deaf, draws=300, seed=0)["controls"]["prompt"]["unseen_tasks"]
+    assert row["ci"][0] <= 0 <= row["ci"][1]
+    assert row["ci_mean"][0] > 0  # far above the mean adapter, and yet deaf
+    assert not row["reads_its_prompt"]
+
+
+def test_a_memorising_generator_is_detected():
+    row = summarise(
+        [scores_of(f"t{i}", nearest=0.0, base=0, ours=0.5, oracle=1) for i in range(3)], draws=10, seed=0
+    )["controls"]["memorisation"]["unseen_tasks"]
+    assert (row["generated_to_nearest_stored"], row["ratio"]) == (0.0, 0.0)
+    assert row["oracle_to_nearest_stored"] == 1.0
+    assert row["relative_error"] == {"ours": 0.3}
+
+
+def test_power_is_given_against_the_multi_task_lora():
+    power = summarise(many(ours=0.6), draws=300, seed=0)["power"]["unseen_tasks"]
+    assert (power["against"], power["tasks"]) == ("multi_task_lora", 24)
+    # differences are uniform in [0.1, 0.2]: standard error 0.1/√12/√24, times 2.8
+    assert power["G"] == pytest.approx(2.8 * 0.1 / 12**0.5 / 24**0.5, rel=0.3)
+
+
+def test_nothing_to_summarise_is_said():
+    with pytest.raises(ValueError, match="no scores of unseen tasks"):
+        summarise([], draws=10, seed=0)
+
+
+def test_what_is_not_finite_is_null():
+    assert number(float("nan")) is None
+    assert interval(Estimate(0.5, float("nan"), float("nan"), float("nan"))) is None
+
+
+# ---- wrong prompts
+
+
+def test_wrong_prompts_have_the_same_format_and_another_question():
+    suite = tiny_suite()
+    others, same = wrong_tasks(suite, suite["a/second/twice"], 5, seed=0)
+    assert same
+    assert {task.name for task in others} == {"a/first/twice", "b/second/twice", "c/second/twice"}
+    assert "b/first/twice" not in {task.name for task in others}  # validation tasks are never used
+    few, _ = wrong_tasks(suite, suite["a/second/twice"], 2, seed=0)
+    assert few == wrong_tasks(suite, suite["a/second/twice"], 2, seed=0)[0]
+    picks = {
+        tuple(t.name for t in wrong_tasks(suite, suite["a/second/twice"], 2, seed=s)[0]) for s in range(9)
+    }
+    assert len(picks) > 1
+
+
+def test_without_a_format_any_other_task_serves():
+    lone = replace_name(tiny_task("a/first/plain"), "sorted")
+    tasks = {"sorted": lone, "b/first/plain": tiny_task("b/first/plain")}
+    suite = TaskSuite("s", tasks, {"unseen_tasks": ("sorted",), "train": ("b/first/plain",)})
+    others, same = wrong_tasks(suite, lone, 5, seed=0)
+    assert ([task.name for task in others], same) == (["b/first/plain"], False)
+    alone = TaskSuite("s", {"sorted": lone}, {"unseen_tasks": ("sorted",)})
+    with pytest.raises(ValueError, match="no wrong prompt"):
+        wrong_tasks(alone, lone, 5, seed=0)
+
+
+def replace_name(task, name):
+    return type(task)(**{**vars(task), "name": name, "family": ""})
+
+
+# ---- the whole protocol on a tiny model
+
+
+class Run:
+    """A finished evaluation, and how many tasks each further call scored."""
+
+    def __init__(self, folder):
+        self.bench = collected(folder / "run")
+        self.recipe = self.bench.recipe
+        self.results = folder / "results"
+        self.deaf = untrained_generator(self.bench, centre="mean")
+        self.ours = untrained_generator(self.bench)
+        self.scored = []
+
+    def __call__(self, generator=None, recipe=None):
+        original = protocol.score_task
+
+        def counted(one, task, split):
+            self.scored.append(task.name)
+            return original(one, task, split)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(protocol, "score_task", counted)
+            patch.setattr(evaluation, "train_variant", lambda *args, **kwargs: self.deaf)
+            self.scored = []
+            about = {"bench": self.bench, "results": self.results, "progress": False}
+            return evaluate(recipe or self.recipe, generator=generator or self.ours, **about)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return Run(tmp_path_factory.mktemp("evaluate"))
+
+
+@pytest.fixture(scope="module")
+def result(run):
+    found = run()
+    assert len(run.scored) == 5
+    return found
+
+
+def test_result_file_has_the_format_of_the_protocol(run, result):
+    on_disk = json.loads((run.results / "tiny.json").read_text())
+    assert on_disk == json.loads(json.dumps(result))
+    wanted = ["recipe", "commit", "date", "machine", "versions", "seeds", "base_model", "suite", "trials"]
+    wanted += ["methods", "paired", "controls", "power", "per_task", "cost"]
+    assert list(on_disk) == wanted
+    assert tuple(on_disk["methods"]) == ALL
+    assert on_disk["seeds"] == [0, 1]
+    assert on_disk["suite"] == {"train": 5, "validation": 1, "unseen_tasks": 3, "unseen_domains": 2}
+    for method in ALL:
+        for split, count in (("unseen_tasks", 3), ("unseen_domains", 2)):
+            row = on_disk["methods"][method][split]
+            assert {"accuracy", "accuracy_no_prompt", "G", "ci", "G_no_prompt", "tasks", "examples"} <= set(
+                row
+            )
+            assert (row["tasks"], row["examples"]) == (count, 6)
+            assert 0 <= row["accuracy"] <= 1
+    assert set(on_disk["controls"]["prompt"]["unseen_tasks"]) >= {"right", "wrong", "mean", "ci", "no_prompt"}
+    assert set(on_disk["paired"]) == {f"ours - {name}" for name in ALL if name != "ours"}
+
+
+def test_seeds_and_wrong_prompts_are_what_the_recipe_says(result):
+    one = result["per_task"]["a/second/twice"]
+    counts = {method: len(values) for method, values in one["accuracy"]["prompt"].items()}
+    assert counts["ours"] == counts["ridge"] == counts["nearest"] == counts["vanilla"] == 2
+    assert counts["ours_wrong_prompt"] == len(one["wrong_tasks"]) == 2
+    assert counts["base"] == counts["mean"] == counts["oracle"] == counts["oracle_codec"] == 1
+    assert one["same_format"]
+    assert one["chance"] == pytest.approx(1 / 3)
+
+
+def test_costs_are_measured(result):
+    cost = result["cost"]
+    assert cost["generate"]["batch_1"] > 0
+    assert cost["generate"]["batch_32"] > 0
+    assert cost["speed_up"].keys() == {"batch_1", "batch_32"} or not cost["fine_tune"]["runs"]
+    assert result["methods"]["ours"]["seconds_per_adapter"] == cost["generate"]["batch_1"]
+
+
+def test_markdown_is_made_from_the_file(run, result):
+    text = (run.results / "tiny.md").read_text()
+    assert text == markdown(json.loads((run.results / "tiny.json").read_text()))
+    assert text.startswith("# tiny\n")
+    assert table(result) in text
+    assert all(f"| `{method}` |" in text for method in ALL)
+    for word in ("Paired differences", "Memorisation", "Cost", "Power, unseen tasks", "saw 256 examples"):
+        assert word in text
+
+
+def test_a_second_call_scores_nothing(run, result, monkeypatch):
+    def never(*args, **kwargs):
+        raise RuntimeError("measured again")
+
+    for name in ("with_best_scale", "between_stored", "seconds_to_generate", "seconds_to_fine_tune"):
+        monkeypatch.setattr(evaluation, name, never)
+    again = run()
+    assert run.scored == []
+    assert again["per_task"] == result["per_task"]
+    assert again["cost"] == result["cost"]
+
+
+def test_a_killed_evaluation_goes_on(run, result):
+    (file,) = (run.recipe.folder / "evaluation").glob("*.jsonl")
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:2]) + lines[2][: len(lines[2]) // 2])  # killed while writing the third
+    again = run()
+    assert run.scored == [*SPLITS["unseen_tasks"], *SPLITS["unseen_domains"]][2:]
+    assert again["per_task"] == result["per_task"]
+    assert len(cached(file)) == 5
+
+
+def test_another_generator_is_scored_anew_and_a_deaf_one_is_detected(run, result):
+    deaf = run(generator=run.deaf)
+    assert len(run.scored) == 5
+    row = deaf["controls"]["prompt"]["unseen_tasks"]
+    assert row["ci"] is None or row["ci"][0] <= 0 <= row["ci"][1]
+    assert not row["reads_its_prompt"]
+    assert "does not demonstrably read its prompt" in table(deaf)
+    for one in deaf["per_task"].values():  # the same adapter whatever the prompt
+        assert set(one["accuracy"]["prompt"]["ours"]) == set(one["accuracy"]["prompt"]["ours_wrong_prompt"])
+
+
+def test_stored_adapters_have_distance_0_and_a_memoriser_shows(run, result, monkeypatch):
+    runs = training_trajectories(run.recipe, SPLITS["train"])
+    assert nearest_distances(run.bench.spec, [final_adapter(runs[2])], runs) == pytest.approx([0.0], abs=1e-5)
+    own = result["controls"]["memorisation"]["unseen_tasks"]
+    assert own["generated_to_nearest_stored"] > 0
+    assert own["oracle_to_nearest_stored"] > 0
+    monkeypatch.setitem(METHODS, "ours", lambda p, task: [final_adapter(runs[0])])
+    monkeypatch.setattr(protocol, "VERSION", "memoriser")
+    found = run()["controls"]["memorisation"]
+    assert found["unseen_tasks"]["ratio"] == pytest.approx(0.0, abs=1e-5)
+    assert found["stored_to_nearest_other_task"] >= found["stored_to_nearest_stored"] > 0
+
+
+def test_between_stored_by_brute_force(run):
+    runs = training_trajectories(run.recipe, SPLITS["train"])
+    spec = run.bench.spec
+    others = [
+        nearest_distances(spec, [final_adapter(a)], [b for b in runs if b.run_id != a.run_id])[0]
+        for a in runs
+    ]
+    found = between_stored(spec, runs)
+    assert found["stored_to_nearest_stored"] == pytest.approx(
+        sorted(others)[4] / 2 + sorted(others)[5] / 2, abs=2e-6
+    )
+
+
+def test_oracle_and_codec_come_from_the_held_out_store(run, result):
+    held_out = {r.task.name: r for r in TrajectoryStore(run.recipe.held_out_folder).trajectories()}
+    found = held_out_oracles(run.recipe, run.bench.suite)
+    assert set(found) == {*SPLITS["unseen_tasks"], *SPLITS["unseen_domains"]}
+    for name, oracle in found.items():
+        assert adapter_digest(final_adapter(oracle)) == adapter_digest(final_adapter(held_out[name]))
+
+
+# ---- what bad input gets
+
+
+def test_missing_oracles_say_what_to_run(tmp_path):
+    with pytest.raises(ValueError, match=r"no finished run of 5 of 5 unseen tasks.*ltdi collect"):
+        held_out_oracles(tiny_recipe(tmp_path), tiny_suite())
+    assert not (tmp_path / "held_out").exists()
+
+
+def test_a_suite_without_unseen_tasks_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="has no unseen tasks"):
+        held_out_oracles(tiny_recipe(tmp_path), tiny_suite().parts(unseen_tasks=0, unseen_domains=0))
+
+
+def test_unknown_methods_are_refused(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    wrong = replace(recipe, evaluate=replace(recipe.evaluate, methods=("ours", "magic")))
+    with pytest.raises(ValueError, match=r"names \['magic'\].*known methods"):
+        chosen_methods(wrong)
+    few = replace(recipe, evaluate=replace(recipe.evaluate, methods=("ours",)))
+    assert chosen_methods(few) == ("base", "start", "ours", "oracle")
+
+
+def test_a_missing_generator_is_refused(run, result):
+    with pytest.raises(FileNotFoundError, match="ltdi train"):
+        evaluate(run.recipe, bench=run.bench, results=run.results, progress=False)
+
+
+def test_speed_up_and_break_even_by_hand():
+    runs = [{"seconds": s, "steps": 8, "reached": True} for s in (2.0, 4.0, 100.0)]
+    found = costs({"batch_1": 0.5, "batch_32": 0.1, "runs": runs}, {"collect": 60.0, "train": 10.0})
+    assert found["fine_tune"]["seconds"] == 4.0
+    assert found["speed_up"] == {"batch_1": 8.0, "batch_32": 40.0}
+    assert found["break_even_tasks"] == 20.0
+    assert costs({"batch_1": 0.5, "batch_32": 0.1, "runs": []}, {})["speed_up"] == {}

@@ -1,0 +1,113 @@
+"""Imports go one way: a room imports only rooms above it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "ltdi_peft"
+ROOMS = (  # from the top; a room may import those before it
+    "strict",
+    "config",
+    "suite",
+    "task",
+    "wheel",
+    "base",
+    "spec",
+    "adapter",
+    "trajectory",
+    "store",
+    "recording",
+    "record",
+    "batched",
+    "score",
+    "fit",
+    "collect",
+    "encode",
+    "condition",
+    "centre",
+    "chain",
+    "diffusion",
+    "denoiser",
+    "meta",
+    "generator_config",
+    "generator",
+    "prepare",
+    "session",
+    "resume",
+    "train",
+    "baselines",
+    "generate",
+    "statistics",
+    "summary",
+    "protocol",
+    "report",
+    "evaluate",
+    "plot",
+    "cli",
+)
+FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"}
+
+
+def imported_rooms(source: str) -> set[str]:
+    """The rooms that a module's source imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                found.add(".")
+            elif node.module == "ltdi_peft":
+                found |= {alias.name for alias in node.names}
+            elif node.module and node.module.startswith("ltdi_peft."):
+                found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("ltdi_peft.")}
+    return found
+
+
+def wrong_imports(room: str, source: str) -> list[str]:
+    """Imported rooms that are not above `room`."""
+    above = ROOMS[: ROOMS.index(room)]
+    return sorted(imported_rooms(source) - set(above))
+
+
+def test_there_are_rooms():
+    assert len(FILES) > 20
+    assert len(ROOMS) == len(set(ROOMS))
+
+
+def test_every_room_has_its_place():
+    assert sorted(set(FILES) - set(ROOMS)) == [], "add the room to ROOMS, below what it imports"
+
+
+@pytest.mark.parametrize("room", sorted(set(FILES) & set(ROOMS)))
+def test_imports_go_up(room):
+    assert wrong_imports(room, FILES[room].read_text()) == []
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "suite").glob("*.py")), ids=lambda path: path.stem)
+def test_suite_imports_itself_and_above(path):
+    assert imported_rooms(path.read_text()) <= {"suite", *ROOMS[: ROOMS.index("suite")]}
+
+
+def test_only_the_suite_has_a_folder():
+    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    assert folders == {".", "suite"}
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        ("from ltdi_peft.config import Recipe\nfrom ltdi_peft.base import Base", []),
+        ("from ltdi_peft.train import train_generator", ["train"]),
+        ("import ltdi_peft.cli", ["cli"]),
+        ("from ltdi_peft import generate", ["generate"]),
+        ("def late():\n    from ltdi_peft.store import TrajectoryStore", ["store"]),
+        ("from ltdi_peft.spec import Site", ["spec"]),
+        ("from . import config", ["."]),
+        ("from ltdi_peft.nowhere import x", ["nowhere"]),
+    ],
+)
+def test_the_guard_sees_wrong_imports(source, wrong):
+    """Negative control: made-up modules in the place of `spec`."""
+    assert wrong_imports("spec", source) == wrong
