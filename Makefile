@@ -18,7 +18,7 @@ test: $(VENV)/.installed-test lint
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 # torch goes first and pinned: a bare requirement would take a CUDA build of several GB.
 $(VENV)/.installed: pyproject.toml constraints-cpu.txt

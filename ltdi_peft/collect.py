@@ -10,6 +10,7 @@ Resumable: a finished run is never done again, an unfinished one is started anew
 
 import hashlib
 import json
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ from ltdi_peft.task import Task, TaskSuite, load_suite
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 HELD_OUT = ("validation", "unseen_tasks", "unseen_domains")
-SETTINGS_FILE, TIMINGS_FILE = "collect.json", "timings.json"
+SETTINGS_FILE, TIMINGS_FILE, MEMORY_FILE = "collect.json", "timings.json", "memory.json"
 # More seeds, larger groups or more tasks add runs; anything else would mix two kinds of run in one store.
 FREE = ("seeds", "together")
 # The main process trains the shared start while the others wait; ten minutes, NCCL's own limit, may be too
@@ -71,8 +72,7 @@ def open_bench(recipe: Recipe, *, base: Base | None = None, device: torch.device
         options = {"dtype": about.dtype, "load_in_4bit": about.load_in_4bit, "revision": about.revision}
         base = load_base(about.model, device=device, **options)
         if base.model.device.type == "cpu":
-            # Rows are some 30 tokens: the blockwise attention's backward took 26 % of a training step, plain
-            # products 4 %.
+            # Rows are some 30 tokens: at that length blockwise attention is slower than plain products.
             base.model.set_attn_implementation("eager")
     adapter = recipe.adapter
     spec, fresh = fresh_adapter(
@@ -171,7 +171,10 @@ def differing(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list
 
 @contextmanager
 def timed(folder: Path, stage: str, *, write: bool = True) -> Iterator[None]:
-    """Add the block's seconds to `timings.json`, which the cost table reads; an interrupted stage adds up."""
+    """Add the block's seconds to `timings.json`, which the cost table reads; an interrupted stage adds up.
+
+    The process's peak memory goes to `memory.json`, in MB.
+    """
     began = time.perf_counter()
     try:
         yield
@@ -181,6 +184,13 @@ def timed(folder: Path, stage: str, *, write: bool = True) -> Iterator[None]:
             table = read_json(file) if file.is_file() else {}
             table[stage] = round(table.get(stage, 0.0) + time.perf_counter() - began, 1)
             replace_file(file, json_bytes(dict(sorted(table.items()))))
+            # Kilobytes on Linux; of the whole process up to here, so a stage run apart is the stage's own.
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            memory = folder / MEMORY_FILE
+            table = read_json(memory) if memory.is_file() else {}
+            replace_file(
+                memory, json_bytes(dict(sorted({**table, stage: max(peak, table.get(stage, 0))}.items())))
+            )
 
 
 def shared_start(bench: Bench, *, progress: bool = True) -> Adapter:

@@ -48,7 +48,7 @@ class SuiteConfig:
     source: str = "builtin"  # "builtin", a .jsonl file, or a folder of BIG-bench task.json files
     split_file: str | None = None
     domains: tuple[str, ...] = ()  # only tasks of these; empty: all
-    match: tuple[str, ...] = ()  # only tasks whose names match one of these patterns, e.g. "*/*/brackets"; empty: all
+    match: tuple[str, ...] = ()  # only task names like one of these, e.g. "*/*/brackets"; empty: all
     train: int | None = None
     validation: int | None = None
     unseen_tasks: int | None = None

@@ -32,7 +32,7 @@ from ltdi_peft.baselines import (
     train_multi_task_lora,
     with_best_scale,
 )
-from ltdi_peft.collect import Bench, open_bench, recipe_suite
+from ltdi_peft.collect import Bench, open_bench, recipe_suite, timed
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe
 from ltdi_peft.generator import Generator, load_generator
@@ -71,9 +71,10 @@ def evaluate(
     oracles = held_out_oracles(recipe, suite)
     generator = generator or load_generator(recipe.generator_folder)
     bench = replace(bench or open_bench(recipe, device=str(PartialState().device)), recipe=recipe)
-    protocol = open_protocol(recipe, bench, generator, methods, oracles, progress=progress)
-    scores = score_tasks(protocol, progress=progress)
-    measured = measure_once(protocol, scores)
+    with timed(recipe.folder, "evaluate"):
+        protocol = open_protocol(recipe, bench, generator, methods, oracles, progress=progress)
+        scores = score_tasks(protocol, progress=progress)
+        measured = measure_once(protocol, scores)
     result = header(protocol) | summarise(scores, draws=recipe.evaluate.bootstrap, seed=recipe.seed)
     result["controls"]["memorisation"] |= measured["memorisation"]
     result["cost"] = costs(measured["cost"], timings(recipe.folder))

@@ -161,9 +161,7 @@ def fit_steps(
         raise ValueError(
             f"{adapters} adapters need a pool and a seed each, got {len(pools)} and {len(seeds)}."
         )
-    trained = [factor for a, b in stacked.values() for factor in ((a, b) if train_a else (b,))]
-    for factor in trained:
-        factor.requires_grad_(True)
+    trained = [f.requires_grad_(True) for a, b in stacked.values() for f in ((a, b) if train_a else (b,))]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
     streams = [draws(pool, config, seed) for pool, seed in zip(pools, seeds, strict=True)]
     peak, shape = config.learning_rate, {"warmup": config.warmup, "schedule": config.schedule}

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import DistributedType, extract_model_from_parallel
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ltdi_peft.adapter import UnsupportedAdapterError, live_factors, read_adapter, spec_of
 from ltdi_peft.store import RunWriter, TrajectoryStore
@@ -218,15 +218,12 @@ def require_recordable(model: nn.Module, adapter_name: str = "default") -> PeftM
 
     Refuses what `live_factors` refuses, and sharded training by name.
     """
-    if is_initialized():
-        state = AcceleratorState()
-        kind = state.distributed_type
-        stage = state.deepspeed_plugin.zero_stage if state.deepspeed_plugin else 0
-        if stage == 3 or kind in (DistributedType.FSDP, DistributedType.MEGATRON_LM):
-            raise UnsupportedAdapterError(
-                f"recording under {kind.value}{' ZeRO-3' if stage == 3 else ''} is not supported: every "
-                "process holds only a shard of the adapter. Train with DDP, or ZeRO-2 at most."
-            )
+    # Asked of the model: AcceleratorState forgets FSDP whenever it is constructed again (accelerate 1.15).
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        raise UnsupportedAdapterError(
+            "recording under FSDP is not supported: every process holds only a shard of the adapter. "
+            "Train with DDP, or DeepSpeed ZeRO-2 at most."
+        )
     if not isinstance(model, PeftModel):
         model = extract_model_from_parallel(model, keep_torch_compile=False)
     if not isinstance(model, PeftModel):

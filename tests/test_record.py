@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ltdi_peft.adapter import UnsupportedAdapterError, live_factors, read_adapter
@@ -284,7 +284,7 @@ def test_nan_stops_the_training_with_run_site_and_step(store, make_trainer):
 
     trainer = make_trainer(recorder_for(store, 1), Spoil(), max_steps=60)
     with pytest.raises(
-        ValueError, match=r"run tone-s3, step 4: site model\.layers\.0\.self_attn\.q_proj, lora_B"
+        ValueError, match=r"run tone-s3, step 4: site model\.layers\.0\.self_attn\.q_proj, lora_[AB]"
     ):
         trainer.train()
     assert trainer.state.global_step < 60
@@ -318,19 +318,33 @@ def test_a_failing_disk_is_told_at_the_end_at_the_latest(store, make_trainer, mo
     assert store.trajectories() == []
 
 
-def test_unsupported_training_is_refused_at_its_beginning(
-    store, make_trainer, tiny_base, tiny_peft, monkeypatch
-):
+def test_unsupported_training_is_refused_at_its_beginning(store, make_trainer, tiny_base, tiny_peft):
     with pytest.raises(
         UnsupportedAdapterError, match="only a PeftModel can be recorded, got LlamaForCausalLM"
     ):
         make_trainer(recorder_for(store), model=tiny_base()).train()
     with pytest.raises(UnsupportedAdapterError, match="modules_to_save"):
         make_trainer(recorder_for(store), model=tiny_peft(modules_to_save=["lm_head"])).train()
-    trainer = make_trainer(recorder_for(store))
-    monkeypatch.setitem(AcceleratorState._shared_state, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(UnsupportedAdapterError, match="recording under FSDP is not supported"):
-        recorder_for(store).on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    assert store.trajectories(finished_only=False) == []
+
+
+@pytest.fixture
+def one_process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_sharded_weights_are_refused(store, tiny_peft, one_process_group):
+    shard = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # its __init__ wants a GPU
+    torch.nn.Module.__init__(shard)
+    first = tiny_peft()
+    first.add_module("shard", shard)
+    second = tiny_peft()
+    fully_shard(second, mesh=init_device_mesh("cpu", (1,)))
+    for model, message in [(first, "recording under FSDP"), (second, r"DTensor.*Sharded weights")]:
+        with pytest.raises(UnsupportedAdapterError, match=message), record(model, store, TASK, total_steps=1):
+            pass
     assert store.trajectories(finished_only=False) == []
 
 
@@ -515,6 +529,12 @@ def test_sft_trainer_records(store, tiny_base, tmp_path):
     trl = pytest.importorskip("trl")
     from datasets import Dataset
     from peft import LoraConfig
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({str(i): i for i in range(64)}, unk_token="0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0", pad_token="0", eos_token="2")
 
     data = Dataset.from_list([{"input_ids": row["input_ids"].tolist()} for row in rows()])
     arguments = trl.SFTConfig(
@@ -529,6 +549,7 @@ def test_sft_trainer_records(store, tiny_base, tmp_path):
         model=tiny_base(),
         args=arguments,
         train_dataset=data,
+        processing_class=tokenizer,
         peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
         callbacks=[recorder_for(store, 2)],
     )
