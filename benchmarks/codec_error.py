@@ -16,7 +16,9 @@ from pathlib import Path
 
 import torch
 
-from ltdi_peft.encode import GAUGES, AdapterCodec, delta_w_distance, round_trip
+from ltdi_peft.distance import delta_w_distance
+from ltdi_peft.encode import AdapterCodec, round_trip
+from ltdi_peft.gauge import GAUGES
 from ltdi_peft.spec import Adapter, AdapterSpec, require_same_spec
 from ltdi_peft.store import TrajectoryStore
 from ltdi_peft.trajectory import Trajectory

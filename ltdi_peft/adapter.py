@@ -521,7 +521,7 @@ def fresh_adapter(
     top_layers: int | None,
     seed: int,
 ) -> tuple[AdapterSpec, Adapter]:
-    """What PEFT would start a LoRA with (A random, B = 0) on the top layers; the base model is left as it was.
+    """What PEFT starts a LoRA with (A random, B = 0) on the top layers; the base model is left as it was.
 
     top_layers: adapt so many layers from the top, None the top third. The same seed gives the same A.
     """

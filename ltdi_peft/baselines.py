@@ -26,7 +26,8 @@ from ltdi_peft.centre import Ridge, choose_strength, fit_ridge
 from ltdi_peft.collect import Bench, run_seed, shared_start
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import FitConfig, to_dict
-from ltdi_peft.encode import AdapterCodec, truncated_mean
+from ltdi_peft.distance import truncated_mean
+from ltdi_peft.encode import AdapterCodec
 from ltdi_peft.fit import Pool, fit_steps, joined, make_pool
 from ltdi_peft.generator import Generator, nearest_conditions
 from ltdi_peft.prepare import TrainingSet

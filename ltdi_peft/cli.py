@@ -210,3 +210,7 @@ def show(rows: Sequence[dict[str, object]], columns: Sequence[str], *, as_json: 
     for line in [list(columns), *cells]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     print(f"{len(rows)} rows")
+
+
+if __name__ == "__main__":  # for `accelerate launch -m ltdi_peft.cli collect RECIPE`
+    raise SystemExit(main())

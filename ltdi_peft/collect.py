@@ -28,6 +28,7 @@ from ltdi_peft.base import Base, load_base
 from ltdi_peft.batched import AdaptedBase, stack_adapters, unstack_adapter
 from ltdi_peft.config import FitConfig, Recipe, to_dict
 from ltdi_peft.fit import Pool, fit_steps, joined, make_pool
+from ltdi_peft.launch import on_cpu
 from ltdi_peft.recording import Schedule
 from ltdi_peft.spec import Adapter, AdapterSpec
 from ltdi_peft.store import RunWriter, TrajectoryStore
@@ -107,7 +108,7 @@ def collect(recipe: Recipe, *, bench: Bench | None = None, progress: bool = True
     one. Raises ValueError, before the base model is loaded, for a suite that cannot be trained on and for an
     `output` that holds runs of other settings.
     """
-    state = PartialState(timeout=PATIENCE)
+    state = PartialState(cpu=on_cpu(), timeout=PATIENCE)
     suite = bench.suite if bench else recipe_suite(recipe)
     require_examples(suite)
     require_same_settings(recipe, write=state.is_main_process)

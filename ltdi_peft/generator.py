@@ -7,6 +7,7 @@ One folder: config.json, model.safetensors, codec.safetensors, README.md; nothin
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,9 +89,12 @@ class Generator(nn.Module, ModelHubMixin):
     def encode_prompts(
         self, prompts: Sequence[str], base: Base | None = None
     ) -> Float[Tensor, "prompt condition"]:
-        """Conditions, on the CPU. The encoder is loaded at the first call; `base` needs the base model."""
+        """Conditions, on the CPU. The sentence encoder is loaded at the first call; `base` needs a base."""
+        if self.config.encoder == "base":
+            # Never kept: it would hold the model, and read through the adapters that it gets later.
+            return PromptEncoder("base", base=base)(prompts)
         if self._encoder is None:
-            self._encoder = PromptEncoder(self.config.encoder, base=base)
+            self._encoder = PromptEncoder(self.config.encoder)
         return self._encoder(prompts)
 
     def predicted_centre(
@@ -167,7 +171,8 @@ class Generator(nn.Module, ModelHubMixin):
         for site, norm in norms.items():
             low, high = self.config.norm_range[site]
             wanted = min(max(norm, low), high)
-            if wanted != norm and norm > 0:
+            # A norm that was scaled to a bound comes back with float32 rounding.
+            if norm > 0 and not math.isclose(wanted, norm, rel_tol=1e-5):
                 a, b = adapter[site]
                 out[site] = (a, (b * (wanted / norm)).contiguous())
                 clamped.append(site)

@@ -22,7 +22,8 @@ from ltdi_peft.batched import stack_adapters
 from ltdi_peft.collect import Bench
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe, to_dict
-from ltdi_peft.encode import pairwise_delta_w_distances, round_trip
+from ltdi_peft.distance import pairwise_delta_w_distances
+from ltdi_peft.encode import round_trip
 from ltdi_peft.generator import Generator
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import Adapter, AdapterSpec, site_norms

@@ -29,6 +29,7 @@ from ltdi_peft.denoiser import conditioned
 from ltdi_peft.diffusion import SAMPLERS, path_loss
 from ltdi_peft.generator import CONFIG_FILE, Generator, load_generator
 from ltdi_peft.generator_config import GeneratorConfig, shown_recipe
+from ltdi_peft.launch import on_cpu
 from ltdi_peft.prepare import (
     Prepared,
     prepare,
@@ -91,6 +92,7 @@ def train_variant(
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """Accelerate as the recipe wants it; device and processes come from `accelerate launch`."""
     return Accelerator(
+        cpu=on_cpu(),
         mixed_precision=recipe.train.mixed_precision,
         log_with=recipe.train.log_with,
         project_dir=str(recipe.folder / "logs"),

@@ -8,6 +8,7 @@ import sys
 from accelerate import PartialState
 
 from ltdi_peft.base import keep_freed_memory
+from ltdi_peft.launch import asked_processes, start_all
 from ltdi_peft.train import train_generator
 
 
@@ -16,6 +17,9 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2
+    if (count := asked_processes()) > 1:
+        print(f"accelerate launch --cpu started one of {count} processes; starting all of them by torchrun")
+        return start_all(count, [__file__, *arguments])
     keep_freed_memory()
     try:
         generator = train_generator(arguments[0], arguments[1:])

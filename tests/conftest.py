@@ -99,7 +99,7 @@ def tiny_wrapped(tiny_base, tiny_tokenizer) -> Callable[..., Base]:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """A `tiny_world.World` whose runs are collected and whose generator is trained, once a session. Read only."""
+    """A `tiny_world.World` with collected runs and a trained generator, once a session. Read only."""
     from tiny_world import make_world
 
     from ltdi_peft.collect import collect

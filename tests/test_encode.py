@@ -1,4 +1,4 @@
-"""encode.py: gauges, streaming compression, the codec file, distances in ΔW. Random factors, no model."""
+"""gauge, subspace, encode, distance: gauges, compression, the codec file, ΔW. Random factors, no model."""
 
 import math
 import runpy
@@ -12,21 +12,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from ltdi_peft.encode import (
-    GAUGES,
-    HEADER,
-    AdapterCodec,
-    StreamingSubspace,
-    balanced,
+from ltdi_peft.distance import (
     delta_w_distance,
     delta_w_error,
     pairwise_delta_w_distances,
-    round_trip,
     truncated_mean,
-    turned_to,
 )
+from ltdi_peft.encode import HEADER, AdapterCodec, round_trip
+from ltdi_peft.gauge import GAUGES, balanced, turned_to
 from ltdi_peft.spec import AdapterSpec, BrokenAdapterError, Site, SpecMismatchError, delta_w
 from ltdi_peft.store import TrajectoryStore
+from ltdi_peft.subspace import StreamingSubspace
 from ltdi_peft.task import Task
 
 # Other ranks, alphas, shapes and scalings (alpha/rank and alpha/√rank) at every site: a rank pattern.

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from ltdi_peft import prepare as room
 from ltdi_peft.centre import INTERCEPT
 from ltdi_peft.config import CodecConfig
-from ltdi_peft.encode import AdapterCodec, delta_w_distance
+from ltdi_peft.distance import delta_w_distance
+from ltdi_peft.encode import AdapterCodec
 from ltdi_peft.prepare import (
     Gate,
     GateError,

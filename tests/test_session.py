@@ -70,19 +70,11 @@ def test_drawn_rows_are_centred_on_the_fit_without_their_task(make, prepared):
     session.recipe = replace(session.recipe, diffusion=replace(session.recipe.diffusion, mixing=0.0))
     z, condition, dropped = session.draw(unit_rng(0, 1, 0), 64)
     data, centre = prepared.data, prepared.centre
-    rows = [(i, j) for i in range(len(data.tokens)) for j in range(data.conditions.shape[1])]
-    possible = {
-        tuple(data.conditions[data.task[i], j].tolist()): (i, j) for i, j in rows
-    }  # two runs of a task share a condition: compare with either
-    for row, c in zip(z, condition, strict=True):
-        i, j = possible[tuple(c.tolist())]
-        task = data.task[i]
-        own = [
-            (data.tokens[r] - centre.training[task, j]) / centre.spread
-            for r in range(len(data.tokens))
-            if data.task[r] == task
-        ]
-        assert any(torch.allclose(row, one, atol=1e-6) for one in own)
+    for row, one in zip(z, condition, strict=True):
+        # the task and the paraphrase that have this condition
+        task, prompt = (data.conditions == one).all(-1).nonzero()[0].tolist()
+        own = (data.tokens[data.task == task] - centre.training[task, prompt]) / centre.spread
+        assert any(torch.allclose(row, wanted, atol=1e-6) for wanted in own)
     assert 0 < dropped.float().mean() < 0.4
 
 
@@ -171,14 +163,14 @@ def test_task_loss_has_the_right_gradient_and_leaves_the_base_alone(bench):
     session.task_loss(unit_rng(0, 1, 0)).backward()
     index = weight.grad.abs().flatten().argmax()
     got, found = weight.grad.flatten()[index].item(), []
-    for shift in (1e-5, -1e-5):
+    for shift in (0.03, -0.03):
         with torch.no_grad():
             weight.view(-1)[index] += shift
             found.append(session.task_loss(unit_rng(0, 1, 0)).item())
             weight.view(-1)[index] -= shift
-    # central difference in float64: error ∝ shift² plus 1e-16/shift
-    assert got == pytest.approx((found[0] - found[1]) / 2e-5, rel=1e-5)
-    assert abs(got) > 1e-6
+    # Llama takes its norms in float32 whatever its dtype: an error of 1e-7/0.06, beside one ∝ 0.03²
+    assert got == pytest.approx((found[0] - found[1]) / 0.06, rel=0.02)
+    assert abs(got) > 1e-3
     assert all(p.grad is None for p in base.parameters())
     assert same(before, base.parameters())
 

@@ -1,0 +1,263 @@
+"""Training as a whole: what it writes, where it goes on, what it refuses, and what it leaves alone."""
+
+import importlib
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny_bench import SPLITS, tiny_bench
+
+from ltdi_peft.collect import open_bench
+from ltdi_peft.condition import PromptEncoder
+from ltdi_peft.generator import load_generator
+from ltdi_peft.prepare import GateError, prepare
+from ltdi_peft.session import Session
+from ltdi_peft.spec import SpecMismatchError
+from ltdi_peft.store import TrajectoryStore
+from ltdi_peft.train import (
+    GUIDANCE,
+    best_scale,
+    choose_guidance,
+    finished,
+    told,
+    train_generator,
+    train_variant,
+    validate,
+    validation_runs,
+    validation_set,
+)
+
+room = importlib.import_module("ltdi_peft.train")
+
+
+@pytest.fixture(scope="module")
+def bench(world):
+    return open_bench(world.recipe)
+
+
+@pytest.fixture
+def copied(world, tmp_path):
+    """copied(**sections) → the world's recipe over a copy of its runs, nothing trained yet."""
+
+    def build(**sections):
+        folder = tmp_path / "run"
+        for name in ("trajectories", "held_out", "start"):
+            shutil.copytree(world.recipe.folder / name, folder / name, dirs_exist_ok=True)
+        return world.changed(folder, **sections)
+
+    return build
+
+
+def trained(recipe, bench):
+    return train_generator(recipe, bench=replace(bench, recipe=recipe), progress=False)
+
+
+def generator_bytes(folder):
+    return {path.name: path.read_bytes() for path in sorted((folder / "generator").iterdir())}
+
+
+def never(*args, **kwargs):
+    raise AssertionError("trained again")
+
+
+def state_of(session):
+    return [p.detach().clone() for p in session.network.parameters()] + [m.clone() for m in session.average]
+
+
+# ---- the whole
+
+
+def test_what_training_writes(world):
+    report = json.loads((world.recipe.folder / "training.json").read_text())
+    assert report["world_size"] == 1
+    assert [step for step, _ in report["losses"]] == list(range(1, 9))
+    assert report["final_loss"] == report["losses"][-1][1]
+    assert all(math.isfinite(loss) for _, loss in report["losses"])
+    assert set(report["guidance"]) == {str(scale) for scale in GUIDANCE}
+    assert report["validation/relative_error"] > 0
+    assert set(generator_bytes(world.recipe.folder)) == {
+        "README.md", "codec.safetensors", "config.json", "model.safetensors",
+    }  # fmt: skip
+    assert set(json.loads((world.recipe.folder / "timings.json").read_text())) == {"collect", "train"}
+
+
+def test_what_is_trained_is_only_read(world, bench, monkeypatch):
+    monkeypatch.setattr(room, "Session", never)
+    before = generator_bytes(world.recipe.folder)
+    generator = trained(world.recipe, bench)
+    assert generator.config.training_tasks == tuple(sorted(SPLITS["train"]))
+    assert generator_bytes(world.recipe.folder) == before
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(world, bench, copied, monkeypatch):
+    recipe = copied(train={"log_every": 3})  # what may differ: how often it is logged
+    step = Session.step
+
+    def interrupted(self):
+        if self.done == 6:
+            raise KeyboardInterrupt
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trained(recipe, bench)
+    assert not (recipe.folder / "generator").exists()
+    begun = []
+    monkeypatch.setattr(Session, "step", lambda self: (begun.append(self.done), step(self))[1])
+    trained(recipe, bench)
+    assert begun[0] == 4  # the resume point
+    got, want = (generator_bytes(folder) for folder in (recipe.folder, world.recipe.folder))
+    assert got["model.safetensors"] == want["model.safetensors"]
+    assert got["codec.safetensors"] == want["codec.safetensors"]
+
+
+def test_both_stages_and_tensorboard(bench, copied):
+    about = {"steps": 2, "tasks": 2, "examples": 2}
+    recipe = copied(train={"steps": 2, "log_with": "tensorboard", "validate_every": 1, "task_loss": about})
+    trained(recipe, bench)
+    report = json.loads((recipe.folder / "training.json").read_text())
+    assert [step for step, _ in report["losses"]] == [1, 2, 3, 4]
+    assert len(list((recipe.folder / "logs").rglob("events.*"))) == 1
+    assert load_generator(recipe.generator_folder).config.k == 3
+
+
+def test_reptile_trains(bench, copied):
+    recipe = copied(meta={"method": "reptile"})
+    trained(recipe, bench)
+    assert not (recipe.folder / "logs").exists()  # log_with: null
+    assert json.loads((recipe.folder / "training.json").read_text())["final_loss"] > 0
+
+
+def test_other_settings_in_one_output_are_refused(bench, copied):
+    recipe = copied(train={"steps": 2})
+    trained(recipe, bench)
+    changed = copied(train={"steps": 3}, diffusion={"loss": "vanilla"})
+    with pytest.raises(ValueError, match=r"other \['recipe.diffusion.loss', 'recipe.train.steps'\]"):
+        trained(changed, bench)
+
+
+def test_a_variant_is_made_once(bench, copied, monkeypatch):
+    recipe = copied(train={"steps": 2})
+    diffusion = replace(recipe.diffusion, loss="vanilla", centre="mean")
+    made = train_variant(recipe, bench, "vanilla", diffusion, progress=False)
+    assert made.config.loss == "vanilla"
+    assert made.chain.k == 1
+    monkeypatch.setattr(room, "Session", never)
+    again = train_variant(recipe, bench, "vanilla", diffusion, progress=False)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(made.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+
+
+def test_finished_asks_for_generator_and_settings(world, tmp_path):
+    made = json.loads((world.recipe.folder / "training.json").read_text())["made_from"]
+    assert finished(world.recipe.folder, made)
+    assert not finished(world.recipe.folder, {**made, "collected runs": "0"})
+    assert not finished(tmp_path, made)
+
+
+# ---- validation leaves everything as it was
+
+
+@pytest.fixture(scope="module")
+def session(world, bench):
+    encoder = PromptEncoder("base", base=bench.base)
+    prepared = prepare(world.recipe, encoder, SPLITS["train"])
+    session = Session(world.recipe, prepared, Accelerator(cpu=True), bench)
+    session.step()
+    return session
+
+
+@pytest.fixture(scope="module")
+def validation(world, bench, session):
+    encoder = PromptEncoder("base", base=bench.base)
+    return validation_set(session.prepared, validation_runs(world.recipe, bench), encoder, bench)
+
+
+def test_validate_leaves_the_session_alone(session, validation):
+    before, state = state_of(session), torch.get_rng_state()
+    first = validate(session, validation)
+    assert all(torch.equal(a, b) for a, b in zip(before, state_of(session), strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert session.network.training
+    assert validate(session, validation) == first
+
+
+def test_a_network_that_names_the_truth_has_no_error(session, validation, monkeypatch):
+    centre = session.prepared.centre
+    z = (validation.tokens - centre.predict(validation.conditions)) / centre.spread
+
+    def perfect(network, condition):
+        def predict(x, t):
+            return z[torch.arange(len(x)), session.chain.segment(t) - 1]
+
+        return predict
+
+    monkeypatch.setattr(room, "conditioned", perfect)
+    found = validate(session, validation)
+    assert found["validation/path_loss"] == pytest.approx(0, abs=1e-10)
+    assert found["validation/relative_error"] == pytest.approx(0, abs=1e-10)
+
+
+def test_choosing_the_guidance_leaves_generator_and_base_alone(world, bench):
+    generator = load_generator(world.recipe.generator_folder)
+    config, weights = generator.config, [w.clone() for w in generator.state_dict().values()]
+    base = [p.clone() for p in bench.base.model.parameters()]
+    found = choose_guidance(generator, bench, SPLITS["validation"])
+    assert list(found) == [str(scale) for scale in GUIDANCE]
+    assert all(0 <= accuracy <= 1 for accuracy in found.values())
+    assert generator.config == config
+    assert all(torch.equal(a, b) for a, b in zip(weights, generator.state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(base, bench.base.model.parameters(), strict=True))
+
+
+def test_equal_accuracies_leave_the_scale_at_one():
+    assert best_scale(dict.fromkeys(map(str, GUIDANCE), 0.0)) == 1.0
+    assert best_scale({"0.75": 0.2, "1.0": 0.1, "1.5": 0.3}) == 1.5
+
+
+def test_an_error_of_the_main_process_is_told_to_all():
+    def work():
+        raise GateError("numbers")
+
+    with pytest.raises(GateError, match="numbers"):
+        told(Accelerator(cpu=True), work)
+    assert told(Accelerator(cpu=True), lambda: 3) == 3
+
+
+# ---- refusals
+
+
+def test_a_narrow_codec_stops_training_with_the_numbers(bench, copied, monkeypatch):
+    monkeypatch.setattr(room, "Session", never)
+    with pytest.raises(GateError, match=r"keeps -?\d\.\d+ of .*before, .*after, .*codec\.gate asks for 1\.0"):
+        trained(copied(codec={"width": 1, "gate": 1.0}), bench)
+
+
+def test_nothing_collected_is_refused_before_the_base_is_loaded(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "open_bench", never)
+    with pytest.raises(ValueError, match=r"finished runs of 0 training tasks.*ltdi collect"):
+        train_generator(world.changed(tmp_path))
+
+
+def test_runs_of_another_adapter_are_refused(world, copied):
+    recipe = copied(adapter={"rank": 3})
+    recipe = replace(recipe, base=replace(recipe.base, model="tiny/llama"))
+    with pytest.raises(SpecMismatchError, match=r"expected 'tiny/llama'"):
+        trained(recipe, tiny_bench(recipe))
+    with pytest.raises(SpecMismatchError, match=r"rank 2, expected 3"):
+        trained(copied(adapter={"rank": 3}), open_bench(copied(adapter={"rank": 3})))
+
+
+def test_validation_runs_are_those_of_validation_tasks(world, bench, tmp_path):
+    runs = validation_runs(world.recipe, bench)
+    assert [run.task.name for run in runs] == list(SPLITS["validation"])
+    assert validation_runs(world.changed(tmp_path), bench) == []
+    assert not (tmp_path / "held_out").exists()
+    assert len(TrajectoryStore(world.recipe.held_out_folder).trajectories()) > len(runs)
