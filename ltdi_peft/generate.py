@@ -34,7 +34,7 @@ def generate_adapter(
     generator: Generator | str | Path | None = None,
     base_model: PreTrainedModel | PeftModel | str | Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    examples: Sequence[Example | tuple[str, str]] = (),
+    examples: Sequence[Example | Sequence[str]] = (),
     num_candidates: int = 1,
     guidance_scale: float | None = None,
     seed: int = 0,
@@ -101,7 +101,7 @@ def require_prompt(task_prompt: str) -> None:
         )
 
 
-def require_candidates(count: int, examples: Sequence[Example | tuple[str, str]]) -> None:
+def require_candidates(count: int, examples: Sequence[Example | Sequence[str]]) -> None:
     """ValueError unless several candidates come with examples, and examples with several candidates."""
     if count < 1 or (count > 1) != bool(examples):
         raise ValueError(
@@ -235,10 +235,10 @@ def as_base(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
 
 def best_candidate(
-    made: Sequence[GeneratedAdapter], base: Base, examples: Sequence[Example | tuple[str, str]], prompt: str
+    made: Sequence[GeneratedAdapter], base: Base, examples: Sequence[Example | Sequence[str]], prompt: str
 ) -> GeneratedAdapter:
     """The candidate with the least mean loss on the examples, prompt in context; of equal ones the first."""
-    wanted = [example if isinstance(example, Example) else Example(*example) for example in examples]
+    wanted = [one if isinstance(one, Example) else Example(one[0], one[1]) for one in examples]
     adapted = AdaptedBase(base, made[0].spec.sites)
     sheet = make_sheet(adapted, wanted, [prompt])
     found = score(adapted, sheet, stack_adapters([one.adapter for one in made], adapted.device))
@@ -266,8 +266,8 @@ def attach_proved(
         )
     except BrokenAdapterError:
         if isinstance(model, PeftModel):
+            model.base_model.set_adapter(active)  # first, or PEFT would choose one itself
             model.delete_adapter(adapter_name)
-            model.base_model.set_adapter(active)
         else:
             wrapped.unload()
         raise

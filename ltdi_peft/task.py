@@ -260,7 +260,7 @@ class TaskSuite:
             if (not domains or task.domain in domains)
             and (not match or any(fnmatch.fnmatchcase(name, pattern) for pattern in match))
         }
-        splits = {split: tuple(name for name in names if name in tasks) for split, names in self.splits.items()}
+        splits = {split: tuple(n for n in names if n in tasks) for split, names in self.splits.items()}
         kept = {task.domain for task in tasks.values()}
         return replace(
             self, tasks=tasks, splits=splits, folds={d: fold for d, fold in self.folds.items() if d in kept}

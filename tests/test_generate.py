@@ -138,7 +138,7 @@ def test_a_passed_model_keeps_its_name_or_none(model, generator):
 
 def test_a_tokenizer_can_be_passed(model, generator):
     model.name_or_path = "nobody/knows"
-    with pytest.raises(ValueError, match=r"tokenizer of base model 'nobody/knows' .*pass tokenizer="):
+    with pytest.raises(ValueError, match=r"(?s)tokenizer of base model 'nobody/knows' .*pass token"):
         generate_adapter(PROMPT, generator=generator, base_model=model)
     made = generate_adapter(PROMPT, generator=generator, base_model=model, tokenizer=tokenizer())
     assert model.name_or_path == "nobody/knows"
@@ -177,9 +177,16 @@ def test_peft_alone_loads_it_to_equal_logits(world, model, generator, ids, tmp_p
 # ---- candidates
 
 
+def through(generator):
+    """Let the noise through to the adapter, far out, so that seeds differ: F = 2 W c + x."""
+    with torch.no_grad():
+        generator.denoiser.gains.bias.fill_(1.0)
+        generator.spread.mul_(30)
+
+
 def test_the_candidate_with_the_least_loss_is_taken(world, generator):
     base = load_base(str(world.base), dtype="float32")
-    generator.spread.mul_(30)  # so that candidates differ
+    through(generator)
     wide = {site: (low, high * 1e3) for site, (low, high) in generator.config.norm_range.items()}
     generator.config = replace(generator.config, norm_range=wide)
     made = [generator.generate([PROMPT], seed=seed, base=base)[0] for seed in range(5, 13)]
@@ -200,7 +207,7 @@ def test_the_candidate_with_the_least_loss_is_taken(world, generator):
     [
         ({"num_candidates": 4}, "num_candidates is 4 with 0 examples"),
         ({"num_candidates": 0}, "num_candidates is 0"),
-        ({"examples": EXAMPLES}, "num_candidates is 1 with 3 examples.*give both"),
+        ({"examples": EXAMPLES}, r"num_candidates is 1 with 3 examples.*give both"),
         ({"examples": [("a", "b", "c")], "num_candidates": 2}, r"an \(input, answer\) pair"),
     ],
 )
@@ -236,7 +243,7 @@ def test_a_wrong_base_is_refused_by_name_and_untouched(model, generator):
 def test_other_weights_are_warned_about(model, generator):
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(1.5)
-    with pytest.warns(UserWarning, match="weights of base model .* are not those"):
+    with pytest.raises(UserWarning, match=r"weights of base model .* are not those"):
         generate_adapter(PROMPT, generator=generator, base_model=model)
 
 
@@ -301,19 +308,24 @@ def test_the_proof_can_be_left_out(model, generator, monkeypatch):
     )
 
 
-@pytest.mark.filterwarnings("default:.*was scaled into the range:UserWarning")
-def test_a_scaled_norm_is_warned_about(model, generator):
-    generator.spread.mul_(1e3)
-    with pytest.warns(UserWarning, match=r"of 2 of 2 sites was scaled into the range"):
+def warned(model, generator):
+    """What is said while an adapter is generated, whatever the filters of this file."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         generate_adapter(PROMPT, generator=generator, base_model=model)
+    return [str(one.message) for one in said if issubclass(one.category, UserWarning)]
+
+
+def test_a_scaled_norm_is_warned_about(model, generator):
+    through(generator)
+    (message,) = warned(model, generator)
+    assert "of 2 of 2 sites was scaled into the range" in message
 
 
 def test_inside_the_range_nothing_is_said(model, generator):
     wide = {site: (0.0, 1e6) for site in generator.config.norm_range}
     generator.config = replace(generator.config, norm_range=wide)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        generate_adapter(PROMPT, generator=generator, base_model=model)
+    assert warned(model, generator) == []
 
 
 def test_a_truncated_generator_is_refused(world, tmp_path):

@@ -1,10 +1,10 @@
 """Which question meets which format, and which task is in which split.
 
 In: the domains and formats.  Out: the content of `splits.json`; deterministic.
-Idea: each question meets every format that adds something constant around its answer, and the least used one of
-      those that change the answer itself; two of its families are held out. Question and format of a held-out
-      task are then both known from other tasks, their pair is not. (With three formats a question, a multi-task
-      adapter did not learn to combine them.)
+Idea: each question meets every format that adds something constant around its answer, and the least used one
+      of those that change the answer itself; two of its families are held out. Question and format of a
+      held-out task are then both known from other tasks, their pair is not. (With three formats a question, a
+      multi-task adapter did not learn to combine them.)
       Split orders go round the domains, so that a prefix is a small suite of the same kind.
 Source: EVALUATION.md, "Splits"."""
 
@@ -106,7 +106,7 @@ def planned_splits(cells: Sequence[Cell], unseen_domains: Sequence[str]) -> Spli
         for question in questions * FAMILIES_HELD_OUT:
             taken = {cell for family in picked for cell in family}
             picked.append(_held_out([cell for cell in by_domain[d] if cell not in taken], question, held))
-        # The second question's goes to validation, so that short prefixes of all three splits cover each other.
+        # The second question's goes to validation: short prefixes of all three splits then cover each other.
         chosen = picked[1 : 2 * VALIDATION_A_DOMAIN : 2]
         validation[d] = _interleaved(chosen)
         unseen[d] = _interleaved([family for family in picked if family not in chosen])
@@ -128,7 +128,7 @@ def _by_hash(questions: set[str], domain: str) -> list[str]:
 
 
 def _held_out(cells: list[Cell], question: str, held: Counter[str]) -> list[Cell]:
-    """The family of the question whose group is held out least so far, among those that every question meets."""
+    """The question's family whose group, of those that every question meets, is held out least so far."""
     options = [cell for cell in cells if cell.question == question and cell.group in AROUND]
     first = min(options, key=lambda option: (held[option.group], share(option.family)))
     held[first.group] += 1
