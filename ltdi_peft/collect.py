@@ -116,7 +116,7 @@ def collect(recipe: Recipe, *, bench: Bench | None = None, progress: bool = True
     with timed(recipe.folder, "collect", write=state.is_main_process):
         if bench is None:
             with state.main_process_first():  # a model that is not in the cache yet is converted once
-                bench = open_bench(recipe, device=state.device)
+                bench = open_bench(recipe, device=str(state.device))
         if state.is_main_process:
             shared_start(bench, progress=progress)
         state.wait_for_everyone()

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -194,7 +195,8 @@ def wrap_passed(
             raise ValueError(
                 f"the tokenizer of base model {name!r} cannot be found ({error}): pass tokenizer=."
             ) from error
-    return Base(inner, tokenizer, name, spec_fingerprint(inner, tokenizer), weights_fingerprint(inner))
+    found = cast(PreTrainedTokenizerBase, tokenizer)
+    return Base(inner, found, name, spec_fingerprint(inner, found), weights_fingerprint(inner))
 
 
 def require_same_base(generator: Generator, base: Base) -> None:
@@ -266,7 +268,7 @@ def attach_proved(
         )
     except BrokenAdapterError:
         if isinstance(model, PeftModel):
-            model.base_model.set_adapter(active)  # first, or PEFT would choose one itself
+            model.base_model.set_adapter(active)  # pyright: ignore[reportCallIssue]  # else PEFT chooses one itself
             model.delete_adapter(adapter_name)
         else:
             wrapped.unload()

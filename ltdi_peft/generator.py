@@ -236,7 +236,7 @@ def load_generator(folder: Path) -> Generator:
     try:
         weights = load_file(folder / WEIGHTS_FILE)
         buffers = {name: weights.pop(name) for name in BUFFERS}
-        generator = Generator(config, codec, **buffers)
+        generator = Generator(config, codec, **buffers)  # pyright: ignore[reportArgumentType]  # BUFFERS are its names
         generator.denoiser.load_state_dict({key.removeprefix("denoiser."): w for key, w in weights.items()})
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise ValueError(

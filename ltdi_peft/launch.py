@@ -10,10 +10,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import psutil
 import torch
-from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import parse_flag_from_env
 
@@ -50,7 +51,8 @@ def processes_in(command: Sequence[str]) -> int:
             first = index + 1 + (word == "accelerate")
             known = launch_command_parser().parse_args(list(command[first:]))
             if known.num_processes is None and known.config_file is not None:
-                return int(load_config_from_file(known.config_file).num_processes)
+                config = cast(ClusterConfig, load_config_from_file(known.config_file))
+                return int(config.num_processes)
             return int(known.num_processes or 1)
     return 1
 

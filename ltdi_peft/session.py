@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -233,7 +234,7 @@ class Session:
         """What DDP does, for a network without its wrapper."""
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         joined = parameters_to_vector([p.grad for p in parameters])  # pyright: ignore[reportArgumentType]
-        joined = self.accelerator.reduce(joined, reduction="mean")
+        joined = cast(Tensor, self.accelerator.reduce(joined, reduction="mean"))
         for p, part in zip(parameters, joined.split([p.numel() for p in parameters]), strict=True):
             p.grad = part.view_as(p)
 

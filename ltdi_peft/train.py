@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -185,7 +185,7 @@ def run_session(session: Session, validation: "Validation | None", points: Path,
         bar.update()
         ended = step.index == session.total
         if step.index % train.log_every == 0 or ended:
-            loss = accelerator.reduce(step.loss, reduction="mean").item()
+            loss = cast(Tensor, accelerator.reduce(step.loss, reduction="mean")).item()
             session.losses.append((step.index, loss))
             bar.set_postfix(loss=f"{loss:.4f}", stage=step.stage)
             accelerator.log({"loss": loss, "learning_rate": step.learning_rate}, step=step.index)
@@ -221,7 +221,7 @@ def build_generator(
         recipe=shown_recipe(recipe),
     )
     with session.averaged():
-        state = session.accelerator.get_state_dict(session.network)
+        state = cast(dict[str, Tensor], session.accelerator.get_state_dict(session.network))
         weights = {key: weight.detach().to("cpu", torch.float32, copy=True) for key, weight in state.items()}
     generator = Generator(
         config,
