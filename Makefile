@@ -1,5 +1,5 @@
 # make demo: the whole way on the real model.   make test: lint, types, every test.
-# TORCH_INDEX names a package index for PyTorch's CPU build, e.g. make demo TORCH_INDEX=https://…/whl/cpu
+# TORCH_INDEX names a package index to take PyTorch's CPU build from.
 PYTHON ?= python3
 VENV ?= .venv
 RECIPE ?= recipes/demo.yaml

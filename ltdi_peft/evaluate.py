@@ -77,7 +77,8 @@ def evaluate(
         measured = measure_once(protocol, scores)
     result = header(protocol) | summarise(scores, draws=recipe.evaluate.bootstrap, seed=recipe.seed)
     result["controls"]["memorisation"] |= measured["memorisation"]
-    result["cost"] = costs(measured["cost"], timings(recipe.folder))
+    prepared = {stage: seconds for stage, seconds in timings(recipe.folder).items() if stage != "evaluate"}
+    result["cost"] = costs(measured["cost"], prepared)
     for name, seconds in (("ours", "generate"), ("oracle", "fine_tune")):
         if name in result["methods"]:
             result["methods"][name]["seconds_per_adapter"] = result["cost"][seconds]["seconds"]
@@ -222,7 +223,6 @@ def costs(measured: dict[str, Any], stages: dict[str, float]) -> dict[str, Any]:
     runs = measured["runs"]
     tune = statistics.median(run["seconds"] for run in runs) if runs else None
     saved = tune - generate["batch_1"] if tune is not None else 0.0
-    preparation = sum(seconds for stage, seconds in stages.items() if stage != "evaluate")
     return {
         "stages": stages,
         "generate": {"seconds": generate["batch_1"], **generate},
@@ -233,7 +233,7 @@ def costs(measured: dict[str, Any], stages: dict[str, float]) -> dict[str, Any]:
             "runs": runs,
         },
         "speed_up": {key: tune / value for key, value in generate.items()} if tune is not None else {},
-        "break_even_tasks": preparation / saved if preparation and saved > 0 else None,
+        "break_even_tasks": sum(stages.values()) / saved if stages and saved > 0 else None,
     }
 
 

@@ -260,6 +260,7 @@ def attach_proved(
         spec, adapter = load_adapter_folder(Path(folder))
     require_same_spec(made.spec, spec, "the generated adapter, written and read back")
     active = list(model.active_adapters) if isinstance(model, PeftModel) else []
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     wrapped = attach(model, spec, adapter, adapter_name)
     probe = base.tokenizer(PROBE, return_tensors="pt")["input_ids"]
     try:
@@ -272,5 +273,7 @@ def attach_proved(
             model.delete_adapter(adapter_name)
         else:
             wrapped.unload()
+        for parameter, wanted in trained:
+            parameter.requires_grad_(wanted)
         raise
     return wrapped

@@ -281,13 +281,14 @@ def test_a_broken_adapter_is_refused_and_undone(model, generator, ids, monkeypat
     if wrapped:
         model = get_peft_model(model, LoraConfig(r=3, target_modules=["k_proj"]), "mine").eval()
     before, logits = base_weights(model), model(ids).logits
+    flags = {name: weight.requires_grad for name, weight in model.named_parameters()}
     change, message = BREAKS[kind]
     broken(monkeypatch, change)
     with pytest.raises(BrokenAdapterError, match=message):
         generate_adapter(PROMPT, generator=generator, base_model=model, adapter_name="new")
     assert same_weights(before, base_weights(model))
     assert torch.equal(model(ids).logits, logits)
-    assert not any("new" in name for name, _ in model.named_parameters())
+    assert {name: weight.requires_grad for name, weight in model.named_parameters()} == flags
     if wrapped:
         assert model.active_adapters == ["mine"]
 

@@ -59,7 +59,10 @@ def test_recipe_of_the_readme_is_valid(tmp_path):
 
 
 def test_readme_is_one_screen():
-    assert len(README.splitlines()) <= 90
+    # Beside the table that `make demo` printed, whose length is that of the list of methods.
+    text = re.sub(r"<!-- demo table -->.*<!-- end -->\n", "", README, flags=re.DOTALL)
+    assert text != README
+    assert len(text.splitlines()) <= 90
 
 
 def test_commands_are_targets_that_ci_calls():
