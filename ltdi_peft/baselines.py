@@ -128,12 +128,10 @@ def with_best_scale(
         prompt = task.held_out_prompts[:1]
         condition = encoder(prompt)
         stacked = stack_adapters([one.adapters(condition)[0] for one in tried], bench.adapted.device)
-        for context in (prompt, None):
-            sheet = make_sheet(bench.adapted, task.evaluation[:examples], context)
-            for scale, accuracy in zip(
-                GUIDANCE, score(bench.adapted, sheet, stacked).accuracy.tolist(), strict=True
-            ):
-                found[scale] += accuracy / (2 * len(tasks))
+        sheet = make_sheet(bench.adapted, task.evaluation[:examples], prompt)
+        accuracies = score(bench.adapted, sheet, stacked).accuracy.tolist()
+        for scale, accuracy in zip(GUIDANCE, accuracies, strict=True):
+            found[scale] += accuracy / len(tasks)
     best = max(found, key=lambda scale: found[scale]) if tasks else 1.0
     return replace(rival, scale=best), {str(scale): accuracy for scale, accuracy in found.items()}
 
