@@ -292,7 +292,7 @@ def validate(session: Session, validation: Validation) -> dict[str, float]:
 def choose_guidance(
     generator: Generator, bench: Bench, names: Sequence[str], examples: int = 32
 ) -> dict[str, float]:
-    """Mean accuracy on the validation tasks, prompt in context as in the headline column, per guidance scale."""
+    """Mean accuracy on the validation tasks per guidance scale; prompt in context, the headline column."""
     tasks = [bench.suite[name] for name in names if bench.suite[name].evaluation]
     found = dict.fromkeys(map(str, GUIDANCE), 0.0)
     for task in tasks:
