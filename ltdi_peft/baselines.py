@@ -35,7 +35,7 @@ from ltdi_peft.score import Sheet, make_sheet, score
 from ltdi_peft.spec import Adapter
 from ltdi_peft.store import Trajectory
 from ltdi_peft.task import Task
-from ltdi_peft.train import GUIDANCE
+from ltdi_peft.train import GUIDANCE, SCALE_EXAMPLES, best_scale
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 EVERY = 100  # steps between two validation scores of the multi-task LoRA
@@ -116,7 +116,11 @@ def fit_ridge_rival(data: TrainingSet, codec: AdapterCodec, clamp: Generator) ->
 
 
 def with_best_scale(
-    rival: RidgeRival, bench: Bench, tasks: Sequence[Task], encoder: PromptEncoder, examples: int = 32
+    rival: RidgeRival,
+    bench: Bench,
+    tasks: Sequence[Task],
+    encoder: PromptEncoder,
+    examples: int = SCALE_EXAMPLES,
 ) -> tuple[RidgeRival, dict[str, float]]:
     """The rival with the guidance scale that is best on the validation tasks, and each scale's accuracy.
 
@@ -132,8 +136,8 @@ def with_best_scale(
         accuracies = score(bench.adapted, sheet, stacked).accuracy.tolist()
         for scale, accuracy in zip(GUIDANCE, accuracies, strict=True):
             found[scale] += accuracy / len(tasks)
-    best = max(found, key=lambda scale: found[scale]) if tasks else 1.0
-    return replace(rival, scale=best), {str(scale): accuracy for scale, accuracy in found.items()}
+    tried_out = {str(scale): accuracy for scale, accuracy in found.items()}
+    return replace(rival, scale=best_scale(tried_out, scored=examples * len(tasks))), tried_out
 
 
 # ---- one LoRA for all tasks

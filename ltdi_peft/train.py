@@ -7,6 +7,7 @@ and the guidance scale, chosen on validation tasks, after. All choices are made 
 to the others, so that every process returns the same generator or raises the same error.
 """
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -46,6 +47,7 @@ from ltdi_peft.store import Trajectory, TrajectoryStore
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 GUIDANCE = (0.75, 1.0, 1.25, 1.5, 2.0)
+SCALE_EXAMPLES = 32  # of each validation task, to choose the scale
 REPORT_FILE = "training.json"
 
 T = TypeVar("T")
@@ -134,7 +136,7 @@ def train_in(
     if held_out:
         tasks = [run.task.name for run in held_out]
         report["guidance"] = told(accelerator, lambda: choose_guidance(generator, bench, tasks))
-        scale = best_scale(report["guidance"])
+        scale = best_scale(report["guidance"], scored=SCALE_EXAMPLES * len(tasks))
         generator.config = replace(generator.config, guidance_scale=scale)
     if accelerator.is_main_process:
         report["seconds"] = time.perf_counter() - began
@@ -290,7 +292,7 @@ def validate(session: Session, validation: Validation) -> dict[str, float]:
 
 
 def choose_guidance(
-    generator: Generator, bench: Bench, names: Sequence[str], examples: int = 32
+    generator: Generator, bench: Bench, names: Sequence[str], examples: int = SCALE_EXAMPLES
 ) -> dict[str, float]:
     """Mean accuracy on the validation tasks per guidance scale; prompt in context, the headline column."""
     tasks = [bench.suite[name] for name in names if bench.suite[name].evaluation]
@@ -308,6 +310,12 @@ def choose_guidance(
     return found
 
 
-def best_scale(accuracy: dict[str, float]) -> float:
-    """The guidance scale of the highest accuracy; of equal ones the nearest to 1, the plain prediction."""
-    return float(max(accuracy, key=lambda scale: (accuracy[scale], -abs(float(scale) - 1))))
+def best_scale(accuracy: dict[str, float], scored: int) -> float:
+    """The scale nearest to 1, the plain prediction, within one standard error of the best accuracy.
+
+    scored: examples behind each accuracy. A handful of validation tasks cannot tell the large scales apart, and
+    an adapter pushed too far fails on some tasks altogether. The one-standard-error rule: Breiman et al. 1984.
+    """
+    best = max(accuracy.values())
+    least = best - math.sqrt(best * (1 - best) / max(scored, 1))
+    return float(min((s for s in accuracy if accuracy[s] >= least), key=lambda s: abs(float(s) - 1)))

@@ -218,8 +218,10 @@ def test_choosing_the_guidance_leaves_generator_and_base_alone(world, bench):
 
 
 def test_equal_accuracies_leave_the_scale_at_one():
-    assert best_scale(dict.fromkeys(map(str, GUIDANCE), 0.0)) == 1.0
-    assert best_scale({"0.75": 0.2, "1.0": 0.1, "1.5": 0.3}) == 1.5
+    assert best_scale(dict.fromkeys(map(str, GUIDANCE), 0.0), scored=100) == 1.0
+    assert best_scale({"0.75": 0.2, "1.0": 0.1, "1.5": 0.3}, scored=10**6) == 1.5
+    # √(0.5 · 0.5 / 100) = 0.05: 1.25 is within it, 1.0 is not
+    assert best_scale({"1.0": 0.44, "1.25": 0.46, "2.0": 0.5}, scored=100) == 1.25
 
 
 def test_an_error_of_the_main_process_is_told_to_all():
