@@ -313,8 +313,8 @@ def choose_guidance(
 def best_scale(accuracy: dict[str, float], scored: int) -> float:
     """The scale nearest to 1, the plain prediction, within one standard error of the best accuracy.
 
-    scored: examples behind each accuracy. A handful of validation tasks cannot tell the large scales apart, and
-    an adapter pushed too far fails on some tasks altogether. The one-standard-error rule: Breiman et al. 1984.
+    scored: examples behind each accuracy. A handful of validation tasks cannot tell the large scales apart,
+    and an adapter pushed too far fails on some tasks altogether. Source: Breiman et al. 1984.
     """
     best = max(accuracy.values())
     least = best - math.sqrt(best * (1 - best) / max(scored, 1))
