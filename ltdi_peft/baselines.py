@@ -35,7 +35,7 @@ from ltdi_peft.score import Sheet, make_sheet, score
 from ltdi_peft.spec import Adapter
 from ltdi_peft.store import Trajectory
 from ltdi_peft.task import Task
-from ltdi_peft.train import GUIDANCE, SCALE_EXAMPLES, best_scale
+from ltdi_peft.train import GUIDANCE, SCALE_EXAMPLES, best_scale, scale_accuracies
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 EVERY = 100  # steps between two validation scores of the multi-task LoRA
@@ -126,18 +126,13 @@ def with_best_scale(
 
     Grid, tasks, prompts and examples are those of `train.choose_guidance`: as many trials as ours had.
     """
-    found = dict.fromkeys(GUIDANCE, 0.0)
-    tried = [replace(rival, scale=scale) for scale in GUIDANCE]
-    for task in tasks:
-        prompt = task.held_out_prompts[:1]
+
+    def predicted(prompt: Sequence[str]) -> list[Adapter]:
         condition = encoder(prompt)
-        stacked = stack_adapters([one.adapters(condition)[0] for one in tried], bench.adapted.device)
-        sheet = make_sheet(bench.adapted, task.evaluation[:examples], prompt)
-        accuracies = score(bench.adapted, sheet, stacked).accuracy.tolist()
-        for scale, accuracy in zip(GUIDANCE, accuracies, strict=True):
-            found[scale] += accuracy / len(tasks)
-    tried_out = {str(scale): accuracy for scale, accuracy in found.items()}
-    return replace(rival, scale=best_scale(tried_out, scored=examples * len(tasks))), tried_out
+        return [replace(rival, scale=scale).adapters(condition)[0] for scale in GUIDANCE]
+
+    found = scale_accuracies(bench, tasks, predicted, examples)
+    return replace(rival, scale=best_scale(found, scored=examples * len(tasks))), found
 
 
 # ---- one LoRA for all tasks

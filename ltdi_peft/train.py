@@ -42,8 +42,9 @@ from ltdi_peft.prepare import (
 from ltdi_peft.resume import made_from, resume, save_point
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.session import Session as Session
-from ltdi_peft.spec import require_same_spec
+from ltdi_peft.spec import Adapter, require_same_spec
 from ltdi_peft.store import Trajectory, TrajectoryStore
+from ltdi_peft.task import Task
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 GUIDANCE = (0.75, 1.0, 1.25, 1.5, 2.0)
@@ -294,19 +295,28 @@ def validate(session: Session, validation: Validation) -> dict[str, float]:
 def choose_guidance(
     generator: Generator, bench: Bench, names: Sequence[str], examples: int = SCALE_EXAMPLES
 ) -> dict[str, float]:
-    """Mean accuracy on the validation tasks per guidance scale; prompt in context, the headline column."""
+    """`scale_accuracies` of a generator on the validation tasks that have evaluation examples."""
+
+    def generated(prompt: Sequence[str]) -> list[Adapter]:
+        made = [generator.generate(prompt, guidance_scale=scale, base=bench.base)[0] for scale in GUIDANCE]
+        return [one.adapter for one in made]
+
     tasks = [bench.suite[name] for name in names if bench.suite[name].evaluation]
+    return scale_accuracies(bench, tasks, generated, examples)
+
+
+def scale_accuracies(
+    bench: Bench, tasks: Sequence[Task], adapters: Callable[[Sequence[str]], list[Adapter]], examples: int
+) -> dict[str, float]:
+    """Mean accuracy per guidance scale; prompt in context, the headline column. `adapters`: one a scale."""
     found = dict.fromkeys(map(str, GUIDANCE), 0.0)
     for task in tasks:
         prompt = task.held_out_prompts[:1]
-        adapters = [
-            generator.generate(prompt, guidance_scale=scale, base=bench.base)[0].adapter for scale in GUIDANCE
-        ]
-        stacked = stack_adapters(adapters, bench.adapted.device)
+        stacked = stack_adapters(adapters(prompt), bench.adapted.device)
         sheet = make_sheet(bench.adapted, task.evaluation[:examples], prompt)
         accuracies = score(bench.adapted, sheet, stacked).accuracy.tolist()
-        for scale, accuracy in zip(GUIDANCE, accuracies, strict=True):
-            found[str(scale)] += accuracy / len(tasks)
+        for scale, accuracy in zip(found, accuracies, strict=True):
+            found[scale] += accuracy / len(tasks)
     return found
 
 
