@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ from ltdi_peft.distance import truncated_mean
 from ltdi_peft.encode import AdapterCodec
 from ltdi_peft.fit import Pool, fit_steps, joined, make_pool
 from ltdi_peft.generator import Generator, nearest_conditions
+from ltdi_peft.guidance import SCALE_EXAMPLES, Accuracies, Guidance, best_guidance, guidance_accuracies
 from ltdi_peft.prepare import TrainingSet
 from ltdi_peft.score import Sheet, make_sheet, score
 from ltdi_peft.spec import Adapter
 from ltdi_peft.store import Trajectory
 from ltdi_peft.task import Task
-from ltdi_peft.train import GUIDANCE, SCALE_EXAMPLES, best_scale, scale_accuracies
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 EVERY = 100  # steps between two validation scores of the multi-task LoRA
@@ -85,19 +85,19 @@ class NearestTask:
 
 @dataclass(frozen=True)
 class RidgeRival:
-    """Ridge regression from condition to the final adapter's tokens, stretched from the mean by `scale`."""
+    """Ridge regression from condition to the final adapter's tokens, guided as a generator is."""
 
     codec: AdapterCodec
     ridge: Ridge
     mean: Float[Tensor, "site width"]
     strength: float
     clamp: Generator  # whose limits of ‖ΔW‖ apply, so that both play by one rule
-    scale: float = 1.0
+    guidance: Guidance = field(default_factory=Guidance)
 
     def tokens(self, conditions: Float[Tensor, "prompt condition"]) -> Float[Tensor, "prompt site width"]:
         """Predicted tokens, float32."""
         predicted = self.ridge(conditions).view(-1, *self.mean.shape).float()
-        return self.mean + self.scale * (predicted - self.mean)
+        return self.guidance.mean_share * self.mean + self.guidance.scale * (predicted - self.mean)
 
     def adapters(self, conditions: Float[Tensor, "prompt condition"]) -> list[Adapter]:
         """One a prompt."""
@@ -115,24 +115,23 @@ def fit_ridge_rival(data: TrainingSet, codec: AdapterCodec, clamp: Generator) ->
     return RidgeRival(codec, fit_ridge(rows, wanted, strength), final.mean(0), strength, clamp)
 
 
-def with_best_scale(
+def with_best_guidance(
     rival: RidgeRival,
     bench: Bench,
     tasks: Sequence[Task],
     encoder: PromptEncoder,
     examples: int = SCALE_EXAMPLES,
-) -> tuple[RidgeRival, dict[str, float]]:
-    """The rival with the guidance scale that is best on the validation tasks, and each scale's accuracy.
+) -> tuple[RidgeRival, Accuracies]:
+    """The rival with the guidance that is best on the validation tasks, and each trial's accuracy.
 
-    Grid, tasks, prompts and examples are those of `train.choose_guidance`: as many trials as ours had.
+    Grid, tasks, prompts and examples are those of `guidance.choose_guidance`: as many trials as ours had.
     """
 
-    def predicted(prompt: Sequence[str]) -> list[Adapter]:
-        condition = encoder(prompt)
-        return [replace(rival, scale=scale).adapters(condition)[0] for scale in GUIDANCE]
+    def predicted(prompt: Sequence[str], tried: Guidance) -> Adapter:
+        return replace(rival, guidance=tried).adapters(encoder(prompt))[0]
 
-    found = scale_accuracies(bench, tasks, predicted, examples)
-    return replace(rival, scale=best_scale(found, scored=examples * len(tasks))), found
+    found = guidance_accuracies(bench, tasks, predicted, rival.codec.gauge, examples)
+    return replace(rival, guidance=best_guidance(found, scored=examples * len(tasks))), found
 
 
 # ---- one LoRA for all tasks

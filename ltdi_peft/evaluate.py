@@ -30,12 +30,13 @@ from ltdi_peft.baselines import (
     tensor_digest,
     timings,
     train_multi_task_lora,
-    with_best_scale,
+    with_best_guidance,
 )
 from ltdi_peft.collect import Bench, open_bench, recipe_suite, timed
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe
 from ltdi_peft.generator import Generator, load_generator
+from ltdi_peft.guidance import Guidance
 from ltdi_peft.prepare import prepare, training_trajectories
 from ltdi_peft.protocol import METHODS, Protocol, between_stored, digest, score_tasks
 from ltdi_peft.report import markdown
@@ -138,7 +139,10 @@ def open_protocol(
         if name in methods:
             diffusion = replace(recipe.diffusion, loss=name, centre="mean")
             generators[name] = train_variant(recipe, bench, name, diffusion, progress=progress)
-    trials: dict[str, Any] = {name: {"scale": one.config.guidance_scale} for name, one in generators.items()}
+    trials: dict[str, Any] = {
+        name: {"scale": one.config.guidance_scale, "mean_share": one.config.mean_share}
+        for name, one in generators.items()
+    }
     ridge = fit_ridge_rival(prepared.data, prepared.codec, generator)
     if "ridge" in methods:
         ridge, trials["ridge"] = tuned_ridge(ridge, bench, encoder)
@@ -151,7 +155,7 @@ def open_protocol(
 
 
 def tuned_ridge(ridge: RidgeRival, bench: Bench, encoder: PromptEncoder) -> tuple[RidgeRival, dict[str, Any]]:
-    """The rival at its best guidance scale, and its trials; chosen once, kept beside the scores."""
+    """The rival at its best guidance, and its trials; chosen once, kept beside the scores."""
     tasks = [bench.suite[run.task.name] for run in validation_runs(bench.recipe, bench)]
     tasks = [task for task in tasks if task.evaluation]
     about = f"{bench.base.weights_fingerprint} {bench.base.name} {sorted(task.name for task in tasks)}"
@@ -159,13 +163,11 @@ def tuned_ridge(ridge: RidgeRival, bench: Bench, encoder: PromptEncoder) -> tupl
     file = bench.recipe.folder / "evaluation" / f"ridge-{key[:16]}.json"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        chosen, tried = with_best_scale(ridge, bench, tasks, encoder)
-        replace_file(
-            file,
-            json_bytes({"scale": chosen.scale, "strength": ridge.strength, "validation_accuracy": tried}),
-        )
+        chosen, tried = with_best_guidance(ridge, bench, tasks, encoder)
+        about = {**vars(chosen.guidance), "strength": ridge.strength, "validation_accuracy": tried}
+        replace_file(file, json_bytes(about))
     found = read_json(file)
-    return replace(ridge, scale=found["scale"]), found
+    return replace(ridge, guidance=Guidance(found["scale"], found["mean_share"])), found
 
 
 # ---- cost, and the head of the file

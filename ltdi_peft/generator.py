@@ -114,7 +114,8 @@ class Generator(nn.Module, ModelHubMixin):
         """Generated tokens, from the same noise for every prompt. `steps`: fewer steps of the chain.
 
         Guidance stretches all that the condition says away from the mean adapter: 1 is the plain prediction,
-        0 leaves the mean and what the network adds without a condition.
+        0 leaves the mean and what the network adds without a condition. `config.mean_share` below 1 leaves
+        out part of what the training runs have in common; the origin of tokens is the shared start.
         """
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         conditions = conditions.to(self.centre)
@@ -125,7 +126,8 @@ class Generator(nn.Module, ModelHubMixin):
         for part in conditions.split(1 if self.config.sampler == "stochastic" else len(conditions)):
             start = noise.expand(len(part), -1, -1)
             chains.append(sampler(self._guided(part, scale), start, self.chain, rng.set_state(state), steps))
-        centre = self.mean + scale * (self.predicted_centre(conditions) - self.mean)
+        said = self.predicted_centre(conditions) - self.mean
+        centre = self.config.mean_share * self.mean + scale * said
         return centre + self.spread * torch.cat(chains)
 
     def _guided(self, conditions: Float[Tensor, "prompt condition"], scale: float) -> Predict:

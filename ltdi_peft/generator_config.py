@@ -30,6 +30,7 @@ class GeneratorConfig:
     steps: int  # T
     sampler: str
     guidance_scale: float  # the default of generation, chosen on validation tasks
+    mean_share: float  # how much of the way from the start to the mean adapter is gone, chosen with it
     denoiser: dict[str, Any]
     training_tasks: tuple[str, ...]
     norm_range: dict[str, tuple[float, float]]  # ‖ΔW‖ per site over the training adapters, least and most

@@ -145,7 +145,7 @@ def cached(file: Path) -> list[TaskScores]:
 
 def digest(protocol: Protocol) -> str:
     """16 hex digits of everything that a score depends on."""
-    recipe, bench = protocol.recipe, protocol.bench
+    recipe, bench, ridge = protocol.recipe, protocol.bench, protocol.ridge
     about = {
         "version": VERSION,
         "recipe": {k: v for k, v in to_dict(recipe).items() if k in ("seed", "base", "collect", "condition")},
@@ -157,7 +157,7 @@ def digest(protocol: Protocol) -> str:
         },
         "generators": {name: generator_digest(one) for name, one in protocol.generators.items()},
         "fixed": {name: adapter_digest(adapter) for name, adapter in protocol.fixed.items()},
-        "ridge": [protocol.ridge.scale, tensor_digest([protocol.ridge.ridge.weight, protocol.ridge.mean])],
+        "ridge": [asdict(ridge.guidance), tensor_digest([ridge.ridge.weight, ridge.mean])],
         # The loss of the last step, all its digits, tells two runs of one name apart.
         "runs": [
             (run.run_id, run.snapshots[-1].step, run.snapshots[-1].loss)

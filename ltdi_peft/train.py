@@ -7,7 +7,6 @@ and the guidance scale, chosen on validation tasks, after. All choices are made 
 to the others, so that every process returns the same generator or raises the same error.
 """
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,6 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from ltdi_peft.batched import stack_adapters
 from ltdi_peft.collect import PATIENCE, Bench, open_bench, recipe_suite, timed
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import DiffusionConfig, Recipe, load_recipe
@@ -30,6 +28,7 @@ from ltdi_peft.denoiser import conditioned
 from ltdi_peft.diffusion import SAMPLERS, path_loss
 from ltdi_peft.generator import CONFIG_FILE, Generator, load_generator
 from ltdi_peft.generator_config import GeneratorConfig, shown_recipe
+from ltdi_peft.guidance import SCALE_EXAMPLES, best_guidance, choose_guidance
 from ltdi_peft.launch import on_cpu
 from ltdi_peft.prepare import (
     Prepared,
@@ -40,15 +39,11 @@ from ltdi_peft.prepare import (
     training_trajectories,
 )
 from ltdi_peft.resume import made_from, resume, save_point
-from ltdi_peft.score import make_sheet, score
 from ltdi_peft.session import Session as Session
-from ltdi_peft.spec import Adapter, require_same_spec
+from ltdi_peft.spec import require_same_spec
 from ltdi_peft.store import Trajectory, TrajectoryStore
-from ltdi_peft.task import Task
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
-GUIDANCE = (0.75, 1.0, 1.25, 1.5, 2.0)
-SCALE_EXAMPLES = 32  # of each validation task, to choose the scale
 REPORT_FILE = "training.json"
 
 T = TypeVar("T")
@@ -137,8 +132,8 @@ def train_in(
     if held_out:
         tasks = [run.task.name for run in held_out]
         report["guidance"] = told(accelerator, lambda: choose_guidance(generator, bench, tasks))
-        scale = best_scale(report["guidance"], scored=SCALE_EXAMPLES * len(tasks))
-        generator.config = replace(generator.config, guidance_scale=scale)
+        best = best_guidance(report["guidance"], scored=SCALE_EXAMPLES * len(tasks))
+        generator.config = replace(generator.config, guidance_scale=best.scale, mean_share=best.mean_share)
     if accelerator.is_main_process:
         report["seconds"] = time.perf_counter() - began
         publish(generator, report, folder)
@@ -218,6 +213,7 @@ def build_generator(
         steps=diffusion.steps,
         sampler=diffusion.sampler,
         guidance_scale=guidance,
+        mean_share=1.0,
         denoiser=dict(vars(session.plain_network.config)),
         training_tasks=data.names,
         norm_range=prepared.norm_range,
@@ -290,42 +286,3 @@ def validate(session: Session, validation: Validation) -> dict[str, float]:
     off = (end - z[:, -1]).square().mean().item() * centre.spread**2
     scale = (validation.tokens[:, -1] - centre.mean[-1]).square().mean().item()
     return {"validation/path_loss": on_path, "validation/relative_error": off / max(scale, 1e-12)}
-
-
-def choose_guidance(
-    generator: Generator, bench: Bench, names: Sequence[str], examples: int = SCALE_EXAMPLES
-) -> dict[str, float]:
-    """`scale_accuracies` of a generator on the validation tasks that have evaluation examples."""
-
-    def generated(prompt: Sequence[str]) -> list[Adapter]:
-        made = [generator.generate(prompt, guidance_scale=scale, base=bench.base)[0] for scale in GUIDANCE]
-        return [one.adapter for one in made]
-
-    tasks = [bench.suite[name] for name in names if bench.suite[name].evaluation]
-    return scale_accuracies(bench, tasks, generated, examples)
-
-
-def scale_accuracies(
-    bench: Bench, tasks: Sequence[Task], adapters: Callable[[Sequence[str]], list[Adapter]], examples: int
-) -> dict[str, float]:
-    """Mean accuracy per guidance scale; prompt in context, the headline column. `adapters`: one a scale."""
-    found = dict.fromkeys(map(str, GUIDANCE), 0.0)
-    for task in tasks:
-        prompt = task.held_out_prompts[:1]
-        stacked = stack_adapters(adapters(prompt), bench.adapted.device)
-        sheet = make_sheet(bench.adapted, task.evaluation[:examples], prompt)
-        accuracies = score(bench.adapted, sheet, stacked).accuracy.tolist()
-        for scale, accuracy in zip(found, accuracies, strict=True):
-            found[scale] += accuracy / len(tasks)
-    return found
-
-
-def best_scale(accuracy: dict[str, float], scored: int) -> float:
-    """The scale nearest to 1, the plain prediction, within one standard error of the best accuracy.
-
-    scored: examples behind each accuracy. A handful of validation tasks cannot tell the large scales apart,
-    and an adapter pushed too far fails on some tasks altogether. Source: Breiman et al. 1984.
-    """
-    best = max(accuracy.values())
-    least = best - math.sqrt(best * (1 - best) / max(scored, 1))
-    return float(min((s for s in accuracy if accuracy[s] >= least), key=lambda s: abs(float(s) - 1)))

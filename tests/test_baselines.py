@@ -18,17 +18,17 @@ from ltdi_peft.baselines import (
     multi_task_plan,
     seconds_to_fine_tune,
     train_multi_task_lora,
-    with_best_scale,
+    with_best_guidance,
 )
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.centre import INTERCEPT
 from ltdi_peft.collect import shared_start
 from ltdi_peft.condition import PromptEncoder
+from ltdi_peft.guidance import GUIDANCE, MEAN_SHARES, Guidance
 from ltdi_peft.prepare import TrainingSet, training_trajectories
 from ltdi_peft.score import make_sheet
 from ltdi_peft.spec import delta_w
 from ltdi_peft.store import TrajectoryStore
-from ltdi_peft.train import GUIDANCE
 
 
 @pytest.fixture(scope="module")
@@ -103,22 +103,25 @@ def test_ridge_is_the_closed_form_on_the_final_targets(prepared, generator):
     assert_close(rival.tokens(new).flatten(1).double(), want, rtol=1e-5, atol=1e-5)  # tokens are float32
 
 
-def test_scale_stretches_from_the_mean(prepared, generator):
+def test_guidance_stretches_from_the_mean_and_leaves_it_out(prepared, generator):
     data = random_data(prepared)
     rival = fit_ridge_rival(data, prepared.codec, generator)
     new = data.conditions[0]
-    none, one, two = (replace(rival, scale=s).tokens(new) for s in (0.0, 1.0, 2.0))
+    none, one, two = (replace(rival, guidance=Guidance(s, 1.0)).tokens(new) for s in (0.0, 1.0, 2.0))
     assert_close(none, rival.mean.expand_as(none))
     assert_close(two - one, one - none)
+    assert_close(replace(rival, guidance=Guidance(2.0, 0.0)).tokens(new), two - rival.mean)
 
 
 def test_ridge_has_as_many_trials_as_ours(bench, prepared, generator):
     rival = fit_ridge_rival(prepared.data, prepared.codec, generator)
     encoder = PromptEncoder("base", base=bench.base)
-    chosen, tried = with_best_scale(rival, bench, bench.suite.split("validation"), encoder)
-    assert list(tried) == [str(scale) for scale in GUIDANCE]
-    assert tried[str(chosen.scale)] == max(tried.values())
-    assert with_best_scale(rival, bench, (), encoder)[0].scale == 1.0
+    chosen, tried = with_best_guidance(rival, bench, bench.suite.split("validation"), encoder)
+    assert list(tried) == [str(share) for share in MEAN_SHARES]
+    assert all(list(found) == [str(scale) for scale in GUIDANCE] for found in tried.values())
+    best = tried[str(chosen.guidance.mean_share)]
+    assert max(best.values()) == max(max(found.values()) for found in tried.values())
+    assert with_best_guidance(rival, bench, (), encoder)[0].guidance == Guidance(1.0, 1.0)
 
 
 def test_plan_counts_the_examples_of_start_and_single_runs(bench):

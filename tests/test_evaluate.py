@@ -274,7 +274,7 @@ def test_a_second_call_scores_nothing(run, result, monkeypatch):
     def never(*args, **kwargs):
         raise RuntimeError("measured again")
 
-    for name in ("with_best_scale", "between_stored", "seconds_to_generate", "seconds_to_fine_tune"):
+    for name in ("with_best_guidance", "between_stored", "seconds_to_generate", "seconds_to_fine_tune"):
         monkeypatch.setattr(evaluation, name, never)
     again = run()
     assert run.scored == []

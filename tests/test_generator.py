@@ -141,6 +141,10 @@ def test_generation_is_the_formula(generator, base):
         # a denoiser of zeros ends its chain at zero
         want = generator.mean + scale * (centre - generator.mean)
         assert_close(generator.tokens(conditions, guidance_scale=scale), want, rtol=1e-4, atol=1e-5)
+        generator.config = replace(generator.config, mean_share=0.25)
+        want = want - 0.75 * generator.mean
+        assert_close(generator.tokens(conditions, guidance_scale=scale), want, rtol=1e-4, atol=1e-5)
+        generator.config = replace(generator.config, mean_share=1.0)
 
 
 @pytest.mark.parametrize("sampler", ["mean_only", "ddim", "stochastic"])

@@ -36,6 +36,7 @@ ROOMS = (  # from the top; a room may import those before it
     "meta",
     "generator_config",
     "generator",
+    "guidance",
     "prepare",
     "session",
     "resume",

@@ -14,14 +14,12 @@ from tiny_bench import SPLITS, tiny_bench
 from ltdi_peft.collect import open_bench
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.generator import load_generator
+from ltdi_peft.guidance import GUIDANCE, MEAN_SHARES
 from ltdi_peft.prepare import GateError, prepare
 from ltdi_peft.session import Session
 from ltdi_peft.spec import SpecMismatchError
 from ltdi_peft.store import TrajectoryStore
 from ltdi_peft.train import (
-    GUIDANCE,
-    best_scale,
-    choose_guidance,
     finished,
     told,
     train_generator,
@@ -77,7 +75,8 @@ def test_what_training_writes(world):
     assert [step for step, _ in report["losses"]] == list(range(1, 9))
     assert report["final_loss"] == report["losses"][-1][1]
     assert all(math.isfinite(loss) for _, loss in report["losses"])
-    assert set(report["guidance"]) == {str(scale) for scale in GUIDANCE}
+    assert set(report["guidance"]) == {str(share) for share in MEAN_SHARES}
+    assert all(set(found) == {str(scale) for scale in GUIDANCE} for found in report["guidance"].values())
     assert report["validation/relative_error"] > 0
     assert set(generator_bytes(world.recipe.folder)) == {
         "README.md", "codec.safetensors", "config.json", "model.safetensors",
@@ -203,25 +202,6 @@ def test_a_network_that_names_the_truth_has_no_error(session, validation, monkey
     found = validate(session, validation)
     assert found["validation/path_loss"] == pytest.approx(0, abs=1e-10)
     assert found["validation/relative_error"] == pytest.approx(0, abs=1e-10)
-
-
-def test_choosing_the_guidance_leaves_generator_and_base_alone(world, bench):
-    generator = load_generator(world.recipe.generator_folder)
-    config, weights = generator.config, [w.clone() for w in generator.state_dict().values()]
-    base = [p.clone() for p in bench.base.model.parameters()]
-    found = choose_guidance(generator, bench, SPLITS["validation"])
-    assert list(found) == [str(scale) for scale in GUIDANCE]
-    assert all(0 <= accuracy <= 1 for accuracy in found.values())
-    assert generator.config == config
-    assert all(torch.equal(a, b) for a, b in zip(weights, generator.state_dict().values(), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(base, bench.base.model.parameters(), strict=True))
-
-
-def test_equal_accuracies_leave_the_scale_at_one():
-    assert best_scale(dict.fromkeys(map(str, GUIDANCE), 0.0), scored=100) == 1.0
-    assert best_scale({"0.75": 0.2, "1.0": 0.1, "1.5": 0.3}, scored=10**6) == 1.5
-    # √(0.5 · 0.5 / 100) = 0.05: 1.25 is within it, 1.0 is not
-    assert best_scale({"1.0": 0.44, "1.25": 0.46, "2.0": 0.5}, scored=100) == 1.25
 
 
 def test_an_error_of_the_main_process_is_told_to_all():

@@ -1,0 +1,79 @@
+"""Guidance: chosen on validation tasks, without a trace on generator or base; ties leave the plain one."""
+
+import importlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_bench import SPLITS
+
+from ltdi_peft.collect import open_bench
+from ltdi_peft.generator import load_generator
+from ltdi_peft.guidance import (
+    GUIDANCE,
+    MEAN_SHARES,
+    Guidance,
+    best_guidance,
+    best_scale,
+    choose_guidance,
+    guidance_accuracies,
+    trials,
+)
+
+room = importlib.import_module("ltdi_peft.guidance")
+
+
+@pytest.fixture(scope="module")
+def bench(world):
+    return open_bench(world.recipe)
+
+
+def test_choosing_the_guidance_leaves_generator_and_base_alone(world, bench):
+    generator = load_generator(world.recipe.generator_folder)
+    config, weights = generator.config, [w.clone() for w in generator.state_dict().values()]
+    base = [p.clone() for p in bench.base.model.parameters()]
+    found = choose_guidance(generator, bench, SPLITS["validation"])
+    assert list(found) == [str(share) for share in MEAN_SHARES]
+    assert all(list(one) == [str(scale) for scale in GUIDANCE] for one in found.values())
+    assert all(0 <= accuracy <= 1 for one in found.values() for accuracy in one.values())
+    assert generator.config == config
+    assert all(torch.equal(a, b) for a, b in zip(weights, generator.state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(base, bench.base.model.parameters(), strict=True))
+
+
+def test_equal_accuracies_leave_the_scale_at_one():
+    assert best_scale(dict.fromkeys(map(str, GUIDANCE), 0.0), scored=100) == 1.0
+    assert best_scale({"0.75": 0.2, "1.0": 0.1, "1.5": 0.3}, scored=10**6) == 1.5
+    # √(0.5 · 0.5 / 100) = 0.05: 1.25 is within it, 1.0 is not
+    assert best_scale({"1.0": 0.44, "1.25": 0.46, "2.0": 0.5}, scored=100) == 1.25
+
+
+def test_the_better_share_wins_and_a_tie_keeps_the_mean():
+    flat = {"1.0": {"1.0": 0.4, "2.0": 0.4}, "0.0": {"1.0": 0.4, "2.0": 0.4}}
+    assert best_guidance(flat, scored=100) == Guidance(1.0, 1.0)
+    found = {"1.0": {"1.0": 0.4, "2.0": 0.45}, "0.0": {"1.0": 0.1, "2.0": 0.5}}
+    assert best_guidance(found, scored=10**6) == Guidance(2.0, 0.0)
+
+
+def test_without_a_start_the_mean_is_never_left_out():
+    assert {one.mean_share for one in trials("canonical")} == {1.0}
+    assert len(trials("shared_a")) == len(MEAN_SHARES) * len(GUIDANCE)
+
+
+def test_each_accuracy_is_that_of_its_own_trial(bench, monkeypatch):
+    """Every adapter carries its trial in its weights, and a score that reads them must find it again."""
+    site = bench.spec.sites[0].name
+
+    def marked(prompt, one):
+        mark = one.scale / 4 + one.mean_share / 100
+        return {name: (a, torch.full_like(b, mark)) for name, (a, b) in bench.fresh.items()}
+
+    def reading(base, sheet, stacked):
+        return SimpleNamespace(accuracy=stacked[site][1][:, 0, 0])
+
+    monkeypatch.setattr(room, "score", reading)
+    tasks = [bench.suite[name] for name in SPLITS["validation"] + SPLITS["train"][:1]]
+    found = guidance_accuracies(bench, tasks, marked, "shared_a", 12)
+    for one in trials("shared_a"):
+        accuracy = found[str(one.mean_share)][str(one.scale)]
+        assert accuracy == pytest.approx(one.scale / 4 + one.mean_share / 100)
