@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ltdi_peft.adapter import load_adapter_folder, save_adapter_folder
 from ltdi_peft.batched import Stacked, stack_adapters, unstack_adapter
-from ltdi_peft.centre import Ridge, choose_strength, fit_ridge
+from ltdi_peft.centre import Ridge, choose_strength, fit_task_ridge
 from ltdi_peft.collect import Bench, run_seed, shared_start
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import FitConfig, to_dict
@@ -107,12 +107,9 @@ class RidgeRival:
 def fit_ridge_rival(data: TrainingSet, codec: AdapterCodec, clamp: Generator) -> RidgeRival:
     """Fitted on the final adapters (mean over seeds); strength by leave-one-task-out error."""
     final = data.task_means[:, -1]
-    tasks, prompts, _ = data.conditions.shape
-    rows = data.conditions.flatten(0, 1)
-    task = torch.arange(tasks).repeat_interleave(prompts)
-    wanted = final.flatten(1)[task]
-    strength = choose_strength(rows, wanted, task)
-    return RidgeRival(codec, fit_ridge(rows, wanted, strength), final.mean(0), strength, clamp)
+    strength = choose_strength(data.conditions, final.flatten(1))
+    ridge = fit_task_ridge(data.conditions, final.flatten(1), strength)
+    return RidgeRival(codec, ridge, final.mean(0), strength, clamp)
 
 
 def with_best_guidance(
@@ -260,7 +257,7 @@ def seconds_to_fine_tune(bench: Bench, task: Task, *, base: float, oracle: float
     began = time.perf_counter()
     pool = make_pool(bench.adapted, task, collect.rows)
     lower, upper, every, accuracy = time.perf_counter() - began, 0.0, max(1, config.steps // 8), base
-    seeds = [run_seed(bench.recipe.seed, task, 0)]
+    seeds = [run_seed(bench.recipe.seed, 0)]
     steps = fit_steps(
         bench.adapted, stacked, [pool], config, seeds=seeds, train_a=collect.gauge != "shared_a"
     )

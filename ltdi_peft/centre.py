@@ -1,10 +1,11 @@
 """What the diffusion is centred on: ridge regression from condition to tokens, honest on training tasks too.
 
-In: conditions (row, condition), targets (row, feature), the task of each row.  Out: predictions.
+In: conditions (task, paraphrase, condition), targets (task, feature).  Out: predictions.
 Idea: from one shared start adapters are close to linear in their task, so a linear prediction carries most
 of what the prompt tells and the chain has to learn only the rest. A training task is predicted by the fit
 that leaves it out: residuals then look as they will on unseen tasks. All left-out fits come from one
-decomposition.
+decomposition. Ridge is linear in its targets, so a prediction is a mixture of the tasks' targets: nothing
+larger than (paraphrases, tasks) is solved for, however long the targets are.
 Source: leave-group-out residuals of a linear smoother, r_g = (I − H_gg)⁻¹ (y − H y)_g (e.g. Cook & Weisberg
 1982).
 """
@@ -71,12 +72,43 @@ def cross_fitted(
     return out
 
 
+def task_rows(
+    conditions: Float[Tensor, "task prompt condition"],
+) -> tuple[Float[Tensor, "row condition"], Int[Tensor, " row"]]:
+    """Every paraphrase as a row of its own, and the task of each."""
+    tasks, prompts, _ = conditions.shape
+    return conditions.flatten(0, 1), torch.arange(tasks).repeat_interleave(prompts)
+
+
+def fit_task_ridge(
+    conditions: Float[Tensor, "task prompt condition"],
+    targets: Float[Tensor, "task feature"],
+    strength: float,
+) -> Ridge:
+    """`fit_ridge` with a task's target for each of its paraphrases, in float32."""
+    rows, task = task_rows(conditions)
+    weight = fit_ridge(rows, torch.eye(len(targets), dtype=torch.float64)[task], strength).weight
+    return Ridge(weight.float() @ targets.float())
+
+
+def left_out_mixture(
+    conditions: Float[Tensor, "task prompt condition"], strength: float
+) -> Float[Tensor, "task prompt task"]:
+    """`cross_fitted` for any targets: left-out prediction = mixture @ targets. Its diagonal is zero."""
+    rows, task = task_rows(conditions)
+    unit = torch.eye(len(conditions), dtype=torch.float64)[task]
+    return cross_fitted(rows, unit, task, strength).float().view(*conditions.shape[:2], -1)
+
+
 def choose_strength(
-    conditions: Float[Tensor, "row condition"],
-    targets: Float[Tensor, "row feature"],
-    task: Int[Tensor, " row"],
+    conditions: Float[Tensor, "task prompt condition"],
+    targets: Float[Tensor, "task feature"],
     strengths: Sequence[float] = STRENGTHS,
 ) -> float:
     """The strength with the least leave-one-task-out squared error."""
-    errors = [(cross_fitted(conditions, targets, task, s) - targets).pow(2).mean().item() for s in strengths]
+    rows, task = task_rows(conditions)
+    # Errors are distances, so coordinates in the span of the targets do for the targets.
+    energy, vectors = torch.linalg.eigh(targets.double() @ targets.double().mT)
+    wanted = (vectors * energy.clamp_min(0).sqrt())[task]
+    errors = [(cross_fitted(rows, wanted, task, s) - wanted).pow(2).mean().item() for s in strengths]
     return strengths[errors.index(min(errors))]

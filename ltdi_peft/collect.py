@@ -3,7 +3,7 @@
 In: a recipe.  Out: `<output>/start` (the shared start), `<output>/trajectories` (training tasks) and
 `<output>/held_out` (oracles of validation and unseen tasks, in a store of their own).
 Idea: from one start adapters live in one frame, and from the multi-task adapter each task's own run is short.
-Tasks are trained together, one forward pass for a group; random numbers belong to the task and its seed, so
+Tasks are trained together, one forward pass for a group; random numbers belong to the number of the run, so
 that the grouping changes nothing but the rounding.
 Resumable: a finished run is never done again, an unfinished one is started anew under another run id.
 """
@@ -249,7 +249,7 @@ def record_group(bench: Bench, store: TrajectoryStore, start: Adapter, group: Se
     config, train_a = collect.single, collect.gauge != "shared_a"
     stacked = stack_adapters([start] * len(group), bench.adapted.device)
     pools = [bench.pool(task) for task, _ in group]
-    seeds = [run_seed(bench.recipe.seed, task, seed) for task, seed in group]
+    seeds = [run_seed(bench.recipe.seed, seed) for _, seed in group]
     schedule = Schedule.equal_parts(collect.equal_parts)
     frozen = () if train_a else tuple(f"{site.name}.lora_A" for site in bench.spec.sites)
     about = {"planned_steps": config.steps, "frozen": frozen, "dtype": collect.snapshot_dtype, "start": start}
@@ -275,7 +275,11 @@ def interrupted_if_left(writers: Sequence[RunWriter]) -> Iterator[None]:
         raise
 
 
-def run_seed(recipe_seed: int, task: Task, seed: int) -> int:
-    """A seed of its own for every (recipe, task, seed), the same in every process and Python."""
-    digest = hashlib.sha256(f"{recipe_seed}/{task.name}/{seed}".encode()).digest()
+def run_seed(recipe_seed: int, seed: int) -> int:
+    """The seed of every task's run number `seed`, the same in every process and Python.
+
+    One for all tasks: where tasks share their inputs they then draw the same ones in the same order, and the
+    noise of the draws is common to their adapters instead of hiding how these differ.
+    """
+    digest = hashlib.sha256(f"{recipe_seed}/{seed}".encode()).digest()
     return int.from_bytes(digest[:6], "big")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ltdi_peft.batched import stack_adapters
-from ltdi_peft.centre import INTERCEPT, Ridge, choose_strength, cross_fitted, fit_ridge
+from ltdi_peft.centre import INTERCEPT, Ridge, choose_strength, fit_task_ridge, left_out_mixture
 from ltdi_peft.collect import Bench
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import DiffusionConfig, Recipe
@@ -49,11 +49,19 @@ class TrainingSet:
 class Centre:
     """What the chain is centred on, for training tasks (left out) and, as a linear map, for new prompts."""
 
-    training: Float[Tensor, "task prompt k site width"]
+    mixture: Float[Tensor, "task prompt task"]  # a training task's centre as a mixture of the others' targets
+    targets: Float[Tensor, "task k site width"]
     weight: Float[Tensor, "input feature"]  # of a `centre.Ridge` from condition to all k targets
     mean: Float[Tensor, "k site width"]
     spread: float  # root mean square of the training residuals
     strength: float | None  # ridge strength; None for the mean
+
+    def training(
+        self, task: Int[Tensor, " row"], prompt: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row k site width"]:
+        """The centre of training tasks, each predicted from one of its paraphrases by the fit without it."""
+        mixed = self.mixture[task, prompt] @ self.targets.flatten(1)
+        return mixed.view(-1, *self.targets.shape[1:])
 
     @property
     def last_weight(self) -> Float[Tensor, "input feature"]:
@@ -176,20 +184,17 @@ def fit_centre(data: TrainingSet, config: DiffusionConfig) -> Centre:
     tasks, prompts, width = data.conditions.shape
     mean = targets.mean(0)
     if config.centre == "mean":
-        training = mean[None, None].expand(tasks, prompts, *mean.shape)
+        mixture = torch.full((tasks, prompts, tasks), 1 / tasks)
         weight = torch.zeros(width + 1, mean.numel())
         weight[-1] = mean.flatten() / INTERCEPT
         strength = None
     else:
-        rows = data.conditions.flatten(0, 1)
-        task = torch.arange(tasks).repeat_interleave(prompts)
-        wanted = targets.flatten(1)[task]
-        strength = config.ridge or choose_strength(rows, wanted, task)
-        training = cross_fitted(rows, wanted, task, strength).float().view(tasks, prompts, *mean.shape)
-        weight = fit_ridge(rows, wanted, strength).weight.float()
-    residual = data.tokens - training.mean(1)[data.task]
-    spread = residual.square().mean().sqrt().clamp_min(1e-8).item()
-    return Centre(training.contiguous(), weight, mean, spread, strength)
+        strength = config.ridge or choose_strength(data.conditions, targets.flatten(1))
+        mixture = left_out_mixture(data.conditions, strength)
+        weight = fit_task_ridge(data.conditions, targets.flatten(1), strength).weight
+    centres = (mixture.mean(1) @ targets.flatten(1)).view_as(targets)
+    spread = (data.tokens - centres[data.task]).square().mean().sqrt().clamp_min(1e-8).item()
+    return Centre(mixture, targets, weight, mean, spread, strength)
 
 
 def norm_range(runs: Sequence[Trajectory]) -> dict[str, tuple[float, float]]:

@@ -149,7 +149,7 @@ class Session:
         run = torch.randint(len(data.tokens), (rows,), generator=rng)
         prompt = torch.randint(data.conditions.shape[1], (rows,), generator=rng)
         task = data.task[run]
-        z = (data.tokens[run] - centre.training[task, prompt]) / centre.spread
+        z = (data.tokens[run] - centre.training(task, prompt)) / centre.spread
         condition = data.conditions[task, prompt]
         if diffusion.mixing > 0:
             z, condition = mix_tasks(z, condition, rng, share=diffusion.mixing)
@@ -179,7 +179,7 @@ class Session:
             conditioned(self.network, data.conditions[task, prompt].to(like)), self.chain.T
         )
         end = SAMPLERS[self.recipe.diffusion.sampler](predict, noise.to(like), self.chain, rng)
-        tokens = centre.training[task, prompt, -1].to(like) + centre.spread * end
+        tokens = centre.training(task, prompt)[:, -1].to(like) + centre.spread * end
         pools = [bench.pool(bench.suite[data.names[int(i)]]) for i in task]
         drawn = [(pool, index) for pool in pools for index in pick_rows(pool, about.examples, rng)]
         rows, inputs = [pool.rows[i] for pool, i in drawn], [pool.inputs[i] for pool, i in drawn]

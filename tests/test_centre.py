@@ -11,6 +11,9 @@ from ltdi_peft.centre import (
     choose_strength,
     cross_fitted,
     fit_ridge,
+    fit_task_ridge,
+    left_out_mixture,
+    task_rows,
     with_intercept,
 )
 
@@ -91,21 +94,44 @@ def test_no_information_gives_the_mean(rng):
     assert isinstance(fit_ridge(x, y, 1e-3), Ridge)
 
 
-def test_strength_has_the_least_left_out_error(data):
-    x, y, task = data
-    chosen = choose_strength(x, y, task)
-    errors = {s: (cross_fitted(x, y, task, s) - y).square().mean().item() for s in STRENGTHS}
+def by_task(rng, tasks, prompts=2, width=WIDTH):
+    """Conditions of some paraphrases around each task's own point."""
+    own = torch.randn(tasks, 1, width, generator=rng, dtype=torch.float64)
+    return own + 0.1 * torch.randn(tasks, prompts, width, generator=rng, dtype=torch.float64)
+
+
+def test_the_mixture_is_the_left_out_fit_of_any_targets(rng):
+    x, y = by_task(rng, 7), torch.randn(7, 50, generator=rng, dtype=torch.float64)
+    mixture = left_out_mixture(x, 1e-2)
+    rows, task = task_rows(x)
+    wanted = cross_fitted(rows, y[task], task, 1e-2).view(7, 2, 50)
+    assert_close(mixture.double() @ y, wanted, rtol=0, atol=1e-5)  # the mixture is float32
+    assert mixture.diagonal(dim1=0, dim2=2).abs().max() < 1e-6
+
+
+def test_task_ridge_is_the_ridge_of_its_rows(rng):
+    x, y = by_task(rng, 7), torch.randn(7, 50, generator=rng, dtype=torch.float64)
+    rows, task = task_rows(x)
+    assert_close(
+        fit_task_ridge(x, y, 1e-2).weight.double(), fit_ridge(rows, y[task], 1e-2).weight, rtol=0, atol=1e-5
+    )
+
+
+def test_strength_has_the_least_left_out_error(rng):
+    """Also where features outnumber tasks, and errors are taken in the span of the targets."""
+    x, y = by_task(rng, 9), torch.randn(9, 50, generator=rng, dtype=torch.float64)
+    chosen, (rows, task) = choose_strength(x, y), task_rows(x)
+    errors = {s: (cross_fitted(rows, y[task], task, s) - y[task]).square().mean().item() for s in STRENGTHS}
     assert errors[chosen] == min(errors.values())
     assert len(set(errors.values())) == len(STRENGTHS)
 
 
 def test_strength_grows_with_noise(rng):
-    x = torch.randn(24, 20, generator=rng, dtype=torch.float64)
+    x = by_task(rng, 24, prompts=1, width=20)
     w = torch.randn(20, FEATURES, generator=rng, dtype=torch.float64)
     noise = torch.randn(24, FEATURES, generator=rng, dtype=torch.float64)
-    task = torch.arange(24)
-    assert choose_strength(x, x @ w, task) == min(STRENGTHS)
-    assert choose_strength(x, 0.01 * x @ w + 10 * noise, task) > 0.1
+    assert choose_strength(x, x[:, 0] @ w) == min(STRENGTHS)
+    assert choose_strength(x, 0.01 * x[:, 0] @ w + 10 * noise) > 0.1
 
 
 def test_one_task_is_refused(data):
@@ -113,4 +139,4 @@ def test_one_task_is_refused(data):
     with pytest.raises(ValueError, match=r"at least 2 training tasks; use diffusion\.centre: mean"):
         cross_fitted(x, y, torch.zeros_like(task), 1e-2)
     with pytest.raises(ValueError, match="at least 2 training tasks"):
-        choose_strength(x, y, torch.zeros_like(task))
+        choose_strength(x[None], y[:1])

@@ -81,7 +81,12 @@ ADJECTIVES = Domain(
                Is it good or bad to be called this?
                Does the word praise or blame? Good for praise, bad for blame.
                Judge the quality: good or bad.
-               Which is the quality named here, good or bad?""",
+               Which is the quality named here, good or bad?
+               Adjective -> good or bad.
+               Could you tell me whether this quality counts as good or as bad?
+               I will give you an adjective; I need its value, good or bad.
+               Positive words are good, negative ones bad: which is this?
+               How does the word sound to most people, good or bad?""",
             """Would one like to have this trait: good, else bad.
                Tell good words from bad ones.""",
         ),
@@ -92,7 +97,12 @@ ADJECTIVES = Domain(
                Put the adjective into the form that comes before "than".
                What is the comparative form of this word?
                Change the adjective so that it compares two things.
-               Write the word in the comparative degree.""",
+               Write the word in the comparative degree.
+               Adjective -> comparative.
+               Could you tell me the comparative of this word, please?
+               I have an adjective here and need it with -er or "more".
+               What form says that one person has more of it than another?
+               Raise the adjective from the positive to the comparative.""",
             """Turn the adjective into its next higher degree.
                How does the adjective read in front of "than"?""",
         ),
@@ -103,7 +113,12 @@ ADJECTIVES = Domain(
                Intensify the word with "very".
                Give the adjective together with "very".
                Add the word that makes the adjective stronger: very.
-               Write the adjective in a stronger way, using very.""",
+               Write the adjective in a stronger way, using very.
+               Adjective -> "very" plus the adjective.
+               Could you put "very" before this word?
+               I will give you an adjective; I need it with "very" in front.
+               What do you get when "very" is placed ahead of the word?
+               Build a phrase of two parts: "very", then the adjective.""",
             """Boost the adjective by means of "very".
                Increase the force of the adjective with very.""",
         ),
@@ -114,7 +129,12 @@ ADJECTIVES = Domain(
                Advise a friend about the trait: keep or avoid.
                Should one keep this trait or avoid it?
                Give the right advice for the word, keep or avoid.
-               Choose between keep and avoid for this quality.""",
+               Choose between keep and avoid for this quality.
+               Quality -> avoid or keep.
+               Could you tell me if this trait is one to avoid or to keep?
+               I have this quality; should I avoid it or keep it?
+               Good traits we keep, bad ones we avoid: which verb applies here?
+               What would a teacher recommend for this quality, "avoid" or "keep"?""",
             """Counsel somebody on the trait: keep it or avoid it.
                Which is wiser with such a trait, keep or avoid?""",
         ),
@@ -130,7 +150,11 @@ ADJECTIVES = Domain(
                Use the adjective to compare with you.
                Put the adjective into a comparison with you.
                Form the higher degree and add "than you".
-               Complete a comparison with you from the adjective.""",
+               Complete a comparison with you from the adjective.
+               Adjective -> comparative, then "than you".
+               Could you write the comparative and after it the words "than you"?
+               I will give you an adjective; I need a phrase such as "taller than you".
+               How do you tell someone that a person has more of it "than you"?""",
             """Draw a comparison to you by the adjective.
                Place the higher degree before "than you".
                State that it exceeds you in the quality.""",

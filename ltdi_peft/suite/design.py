@@ -14,12 +14,12 @@ from typing import Any
 from ltdi_peft.suite.splits import share
 
 Item = dict[str, str]  # "input", and the attributes that the questions read
-TRAINING_PROMPTS = 12  # pairs of question and format paraphrases that become training prompts
+TRAINING_PROMPTS = 24  # pairs of question and format paraphrases that become training prompts
 
 
 @dataclass(frozen=True)
 class Question:
-    """A rule input → answer, with ≥ 5 ways to ask for it and 2 more that are never trained on."""
+    """A rule input → answer, with ≥ 10 ways to ask for it and 2 more that are never trained on."""
 
     name: str
     answer: Callable[[Item], str]
@@ -29,7 +29,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Format:
-    """A rule answer → text, with ≥ 4 ways to ask for it and 2 held-out ones.
+    """A rule answer → text, with ≥ 8 ways to ask for it and 2 held-out ones.
 
     Formats of one `group` differ only by a constant: with the same question they are one family.
     """

@@ -52,7 +52,12 @@ ANIMALS = Domain(
                Name the animal group it belongs to.
                Is it a mammal, a bird, a fish, an insect or a reptile?
                Which class of animals is it in?
-               Sort the animal into its class.""",
+               Sort the animal into its class.
+               Animal -> its class, such as mammal or insect.
+               Could you tell me the zoological class, for example reptile or bird?
+               I will name an animal; I need to know its group, such as fish.
+               Classify it as amphibian, bird, fish, insect, spider, reptile or mammal.
+               Which group is right for this animal: birds, mammals, fish? Name it in the singular.""",
             """What sort of creature is it: mammal, bird, fish, insect, reptile?
                Tell the biological group of the animal.""",
         ),
@@ -63,7 +68,12 @@ ANIMALS = Domain(
                How many legs does it stand on?
                Give the number of its legs in words.
                Count the legs of the animal.
-               What is the animal's number of legs?""",
+               What is the animal's number of legs?
+               Animal -> number of legs, spelled out.
+               Could you let me know its leg total as a word, please?
+               Here comes an animal; I would like its number of legs in letters, not digits.
+               Two, four, six, eight or none: how many legs has it got?
+               State in words how many legs such an animal normally has.""",
             """Tell the leg count of the creature as a word.
                On how many legs does the creature go?""",
         ),
@@ -74,7 +84,12 @@ ANIMALS = Domain(
                Does it walk, fly, swim, crawl or jump?
                How does the animal get from place to place?
                Name the way in which it moves about.
-               What does it do to move: walks, flies, swims, crawls, jumps?""",
+               What does it do to move: walks, flies, swims, crawls, jumps?
+               Animal -> its motion: flies, walks, jumps, crawls or swims.
+               Could you tell me how the animal gets about, for example "walks"?
+               I have an animal in mind; give its usual locomotion, such as "swims".
+               Usual way of moving, as one verb like crawls or flies.
+               What is normal for this animal: it crawls, swims, jumps, flies or walks?""",
             """By which movement does the creature travel?
                Tell the creature's way of getting around.""",
         ),
@@ -90,7 +105,11 @@ ANIMALS = Domain(
                Tell the kind of animal and how many legs it has.
                First the animal's kind, then its leg number.
                Make a short card: kind, number of legs.
-               Note the class and the count of legs.""",
+               Note the class and the count of legs.
+               Animal -> "class, number legs", for example "bird, two legs".
+               Could you write its group and leg number in the style "insect, six legs"?
+               I will give you an animal; I need its class, a comma, its number and "legs".
+               What class is the animal and how many legs has it, as in "mammal, four legs"?""",
             """Sum the creature up: group, then legs.
                Produce a card with class and legs of the creature.
                Kind first, legs after a comma.""",
@@ -162,7 +181,12 @@ CITIES = Domain(
                In which country does the city lie?
                Give the country of this city.
                To what country does the city belong?
-               Tell me the country where you find this city.""",
+               Tell me the country where you find this city.
+               City -> country.
+               Could you tell me which country this city is located in?
+               I will mention a city; please come up with its country.
+               What country is home to this city?
+               Identify the country on whose map the city appears.""",
             """Which nation is the place part of?
                State the land that the place lies in.""",
         ),
@@ -173,7 +197,12 @@ CITIES = Domain(
                On which continent does the city lie?
                Give the continent of this city.
                What part of the world is the city in: Europe, Asia, Africa, America or Oceania?
-               Tell me the continent where you find this city.""",
+               Tell me the continent where you find this city.
+               City -> continent.
+               Could you tell me which continent this city is located on?
+               I am thinking of a city; work out its continent, with America counted as one.
+               What continent is home to this city: Africa, America, Asia, Europe or Oceania?
+               Identify the continent on whose map the city appears.""",
             """Which of the continents holds the place?
                State the part of the earth that the place lies on.""",
         ),
@@ -184,7 +213,12 @@ CITIES = Domain(
                Which language do the people of the city speak?
                Give the language of this city.
                What language would you hear in the streets there?
-               Tell me the language that is spoken in this city.""",
+               Tell me the language that is spoken in this city.
+               City -> main language of its people.
+               Could you tell me which language is used most in this city?
+               I am moving to this city; what is the local language?
+               What language should a visitor learn before going there?
+               Identify the usual language of the locals.""",
             """Which tongue do most people of the place talk in?
                State what the inhabitants speak.""",
         ),
@@ -195,7 +229,12 @@ CITIES = Domain(
                What is the capital city of its country?
                From which capital is the city governed?
                Find the city's country and give that country's capital.
-               Tell me the capital that belongs to this city's country.""",
+               Tell me the capital that belongs to this city's country.
+               City -> capital of its country.
+               Could you tell me the capital of the country where this city lies?
+               I will give you a city; I need the matching national capital.
+               Which capital does the country around this city have?
+               Look up the city's country first, then answer by naming its capital.""",
             """Where does the government of that nation sit?
                State the chief city of the same nation.""",
         ),
@@ -211,7 +250,11 @@ CITIES = Domain(
                Write it as on an envelope: city, country.
                Repeat the city and append a comma and its country.
                Name the city together with its country.
-               Extend the city's name by the country.""",
+               Extend the city's name by the country.
+               City -> "City, Country".
+               Could you put the country behind the city, separated by a comma?
+               I will give you a city; I need both city and country, comma in between.
+               How would an atlas index list this city, in the style "Paris, France"?""",
             """Turn the place into an address with its nation.
                Place first, then a comma, then the nation.
                Write out the place followed by its nation.""",

@@ -20,7 +20,11 @@ PLAIN = Format(
     lines("""Give only the answer.
              Reply with the answer alone.
              Write the answer and nothing else.
-             {} Just the answer, please."""),
+             {} Just the answer, please.
+             No explanation, only the answer.
+             I want nothing but the answer.
+             Could you leave out everything except the answer?
+             Task: {} Return the answer without extra words."""),
     lines("""Say no more than the answer itself.
              Keep to the bare answer."""),
 )
@@ -31,7 +35,11 @@ UPPER = Format(
     lines("""Write it in capital letters.
              Use only capitals.
              The answer must be in upper case.
-             {} Put every letter of the answer in upper case."""),
+             {} Put every letter of the answer in upper case.
+             ALL CAPS for the answer, please.
+             Could you type the answer in uppercase?
+             Lower-case letters are not allowed in your answer.
+             Task: {} Write the answer as if caps lock were on."""),
     lines("""Answer in block capitals.
              Make all the letters capital letters."""),
     lambda a: a.upper() != a,
@@ -43,7 +51,11 @@ TITLE = Format(
     lines("""Begin the answer with a capital letter.
              Start it with a capital.
              Only the first letter of the answer is a capital.
-             {} Capitalise the first letter of what you write."""),
+             {} Capitalise the first letter of what you write.
+             Capital first letter, small letters after it.
+             Could you give the answer an initial capital?
+             Type it the way a name is typed, with its first letter in uppercase.
+             Question: {} Your answer should be capitalised, like "This"."""),
     lines("""Let the answer start with a big letter.
              The opening letter must be upper case."""),
     _lower_word,
@@ -55,7 +67,11 @@ BRACKETS = Format(
     lines("""Put the answer in square brackets.
              Write it between square brackets.
              Square brackets go around the answer.
-             {} Surround your answer with square brackets."""),
+             {} Surround your answer with square brackets.
+             Wrap the answer in [ and ].
+             The required form is [answer], brackets included.
+             Could you add a square bracket on each side of the answer?
+             Task: {} Your output should be bracketed, like [this]."""),
     lines("""Enclose what you say in square brackets.
              The reply stands inside square brackets."""),
 )
@@ -66,7 +82,11 @@ QUOTES = Format(
     lines("""Put the answer in double quotes.
              Write it between quotation marks.
              Quotation marks go around the answer.
-             {} Surround your answer with double quotes."""),
+             {} Surround your answer with double quotes.
+             Wrap the answer in double quotation marks.
+             The required form is "answer", quotes included.
+             Could you add a double quote mark on each side of the answer?
+             Task: {} Your output should be quoted, like "this"."""),
     lines("""Enclose what you say in quotation marks.
              The reply stands inside double quotes."""),
 )
@@ -77,7 +97,11 @@ STARS = Format(
     lines("""Put a star before and after the answer.
              Write it between stars.
              Stars go on both sides of the answer.
-             {} Surround your answer with stars."""),
+             {} Surround your answer with stars.
+             Wrap the answer in asterisks, one on each side.
+             The required form is *answer*, stars included.
+             Could you add an asterisk at the beginning and at the end?
+             Task: {} Your output should be starred, like *this*."""),
     lines("""Enclose what you say in two stars.
              The reply stands between two star signs."""),
 )
@@ -88,7 +112,11 @@ TWICE = Format(
     lines("""Write the answer twice.
              Say it two times.
              Give the answer and then repeat it.
-             {} Repeat your answer once."""),
+             {} Repeat your answer once.
+             Double the answer, with a space in between.
+             I want to read your answer two times in a row.
+             Two copies of the answer, side by side, please.
+             Task: {} Duplicate your answer on the same line."""),
     lines("""The answer should stand there two times over.
              State it, then state it again."""),
     suits=lambda a: len(a) < 20,
@@ -100,7 +128,11 @@ SHOUT = Format(
     lines("""End with an exclamation mark.
              Put an exclamation mark after the answer.
              The answer ends in an exclamation mark.
-             {} Add an exclamation mark to the answer."""),
+             {} Add an exclamation mark to the answer.
+             The last character you write is "!".
+             Could you attach a "!" to the end of the answer?
+             Finish the answer off by an exclamation point.
+             Task: {} Type the answer, then an exclamation mark."""),
     lines("""Let an exclamation mark follow what you say.
              Close the reply with an exclamation mark."""),
 )
@@ -111,7 +143,11 @@ ASKED = Format(
     lines("""End with a question mark.
              Put a question mark after the answer.
              The answer ends in a question mark.
-             {} Add a question mark to the answer."""),
+             {} Add a question mark to the answer.
+             The last character you write is "?".
+             Could you attach a "?" to the end of the answer?
+             Make the answer look like a question by adding "?".
+             Task: {} Type the answer, then a question mark."""),
     lines("""Let a question mark follow what you say.
              Close the reply with a question mark."""),
 )
@@ -122,7 +158,11 @@ LABEL = Format(
     lines("""Begin with "Answer:".
              Write "Answer:" in front of it.
              Put the label "Answer:" before the answer.
-             {} Start your reply with the label "Answer:"."""),
+             {} Start your reply with the label "Answer:".
+             Prefix the answer by "Answer:".
+             First comes "Answer:", then what you found.
+             Could you use the form "Answer: ...", replacing the dots?
+             My question: {} Mark your result by putting "Answer:" first."""),
     lines("""The reply opens with "Answer:".
              Place "Answer:" ahead of what you say."""),
 )
@@ -133,7 +173,11 @@ NOT = Format(
     lines("""Write "not" in front of it.
              Begin with the word "not".
              Put the word "not" before the answer.
-             {} Start your reply with "not"."""),
+             {} Start your reply with "not".
+             Prefix the answer by "not".
+             First comes "not", then what you found.
+             Could you add a "not" at the very beginning?
+             Task: {} Negate your result by a leading "not"."""),
     lines("""The reply opens with the word "not".
              Place "not" ahead of what you say."""),
 )
@@ -144,7 +188,11 @@ SENTENCE = Format(
     lines("""Answer with a sentence that begins "It is".
              Write a whole sentence starting with "It is".
              Reply as a short sentence: It is, then the answer.
-             {} Use a full sentence with "It is"."""),
+             {} Use a full sentence with "It is".
+             Fill in this sentence and write all of it: It is ___.
+             Could you reply in the form "It is ...", ending in a full stop?
+             Put "It is" before the answer and a period after it.
+             Question: {} Respond in a complete sentence whose first words are "It is"."""),
     lines("""Say it as one sentence, opening with "It is".
              Form a short "It is" sentence."""),
 )
@@ -155,7 +203,11 @@ SPELLED = Format(
     lines("""Spell it with a hyphen between the letters.
              Write the letters of the answer with hyphens between them.
              Put hyphens between all letters of the answer.
-             {} Spell your answer letter by letter, joined by hyphens."""),
+             {} Spell your answer letter by letter, joined by hyphens.
+             Letter by letter, please, l-i-k-e t-h-i-s.
+             Could you put a hyphen after every letter except the last?
+             Hyphenate between all the characters of the answer.
+             Task: {} Type the letters one by one, a hyphen in between."""),
     lines("""Separate its letters by hyphens.
              Spell the reply out with hyphens."""),
     _short_word,
@@ -167,7 +219,11 @@ INITIAL = Format(
     lines("""Give only the first letter of the answer.
              Write just its first letter.
              Shorten the answer to its first letter.
-             {} Reply with the first letter alone."""),
+             {} Reply with the first letter alone.
+             I just need the initial of the answer.
+             One letter will do: the first of the answer.
+             Could you drop everything after the first letter of your answer?
+             Task: {} Abbreviate your result to a single letter, its first."""),
     lines("""Only the letter that the answer begins with.
              Cut the answer down to its opening letter."""),
     lambda a: a[0].isalpha(),

@@ -96,7 +96,12 @@ VERBS = Domain(
                Give the simple past of the verb.
                What is the past form of this verb?
                Change the verb so that it tells of yesterday.
-               Write the past tense of the word.""",
+               Write the past tense of the word.
+               Verb -> past tense.
+               Could you tell me the simple past of this word, please?
+               I will give you a verb; I need the form that follows "yesterday she".
+               What do we say instead of this verb when it happened long ago?
+               Conjugate the verb in the simple past, the form alone without a pronoun.""",
             """Turn the verb into its preterite.
                How does the verb read in a story about last week?""",
         ),
@@ -107,7 +112,12 @@ VERBS = Domain(
                Give the progressive form of the verb.
                What is the verb with the ending -ing?
                Change the verb so that it fits after "she is".
-               Write the present participle of the word.""",
+               Write the present participle of the word.
+               Verb -> -ing form.
+               Could you add -ing to this verb, spelling it correctly?
+               Here is a verb; I would like its present participle.
+               What form of this verb follows "they are" right now?
+               Continuous form, please, the single word that ends in -ing.""",
             """Turn the verb into its gerund.
                How does the verb read when the action is going on?""",
         ),
@@ -118,7 +128,12 @@ VERBS = Domain(
                Give the form of the verb that follows "he".
                What is the verb with the ending -s?
                Change the verb so that it fits after "she" in the present.
-               Write the he-she-it form of the word.""",
+               Write the he-she-it form of the word.
+               Verb -> third person singular, present tense.
+               Could you give this verb the -s that it takes after "he"?
+               I have a verb here and want the form used with "she" today.
+               What form of this verb follows "the teacher" in the simple present?
+               Conjugate the verb for he, she or it, present tense, without the pronoun.""",
             """Turn the verb into its form for "it".
                How does the verb read behind "my friend" in the present?""",
         ),
@@ -129,7 +144,12 @@ VERBS = Domain(
                Is the past of the verb made with -ed: regular or irregular?
                Name the type of verb: regular, irregular.
                Does the verb follow the rule? Then it is regular, else irregular.
-               Sort the verb into regular or irregular.""",
+               Sort the verb into regular or irregular.
+               Verb -> regular or irregular.
+               Could you check whether the verb counts as irregular or as regular?
+               I will give you a verb; I need its type, irregular or regular.
+               Regular verbs add -ed, irregular ones do not: which is this?
+               Which label does this verb deserve, "irregular" or "regular"?""",
             """Judge if the conjugation is regular or irregular.
                To which class does the verb belong, regular or irregular?""",
         ),
@@ -145,7 +165,11 @@ VERBS = Domain(
                Deny the action for yesterday.
                Make the verb negative and past.
                Tell that nobody did it, without a subject.
-               Give the verb's past in the negative.""",
+               Give the verb's past in the negative.
+               Verb -> "did not" plus the verb.
+               Could you negate this verb for the past, as in "did not arrive"?
+               I will give you a verb; I need its negative simple past, uncontracted.
+               How do we say, by means of "did not", that it never took place?""",
             """Express that the action failed to happen.
                Produce the denial of the verb in the preterite.
                State the verb as something undone last week.""",
@@ -210,7 +234,12 @@ NOUNS = Domain(
                Give the word for more than one of them.
                What is the plural of this noun?
                Change the noun so that it fits after "two".
-               Write the plural form of the word.""",
+               Write the plural form of the word.
+               Noun -> plural.
+               Could you tell me the plural of this word, please?
+               I will give you a singular noun; I need the form for two or more.
+               What does the noun become when there are ten of them?
+               Pluralise this noun, spelling it correctly.""",
             """Turn the noun into its form for several.
                How does the noun read behind "many"?""",
         ),
@@ -221,7 +250,12 @@ NOUNS = Domain(
                Does this noun take "a" or "an"?
                Choose the indefinite article of the noun.
                Which of "a" and "an" stands before the word?
-               Write the right one of a and an.""",
+               Write the right one of a and an.
+               Noun -> indefinite article, "a" or "an".
+               Could you tell me whether "an" or "a" goes with this word?
+               I have a noun here and need its indefinite article.
+               Which is correct in front of this noun, "an" or "a"?
+               Listen to the first sound of the noun, then decide between "a" and "an".""",
             """Pick the word that precedes the noun, a or an.
                Is the indefinite article here a, or is it an?""",
         ),
@@ -232,7 +266,12 @@ NOUNS = Domain(
                Is it a person, an animal, a place or a thing?
                Sort the noun: person, animal, place, thing.
                Which kind of noun is it, one for a person, animal, place or thing?
-               Does the noun stand for a person, an animal, a place or a thing?""",
+               Does the noun stand for a person, an animal, a place or a thing?
+               Noun -> thing, place, animal or person.
+               Could you classify this noun as animal, person, thing or place?
+               I will give you a noun; I need its category: place, thing, person or animal.
+               What does this word refer to: a thing, an animal, a place or a person?
+               Label the noun as one of these: animal, thing, place, person.""",
             """Tell if the noun denotes a person, animal, place or thing.
                Person, animal, place, thing: where does the noun belong?""",
         ),
@@ -248,7 +287,11 @@ NOUNS = Domain(
                Show singular and plural by counting.
                Use the noun after one and after two.
                Give the noun with the numbers one and two.
-               List one and then two of them.""",
+               List one and then two of them.
+               Noun -> "one ..., two ...".
+               Could you write this noun in the pattern "one cat, two cats"?
+               I will give you a noun; I need it counted from one to two, in words.
+               How would a child count one and then two of these?""",
             """Demonstrate both numbers of the noun by counting.
                Do a count up to two with the noun.
                Singular after one, plural after two: write both.""",

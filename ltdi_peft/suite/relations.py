@@ -33,7 +33,12 @@ COMPARISONS = Domain(
                Whose name comes first?
                Pick out the first of the two names.
                Which person stands before the adjective?
-               Who is the subject of the comparison?""",
+               Who is the subject of the comparison?
+               Sentence -> the name that comes first.
+               Could you tell me which name I read first?
+               Of the two people, give the one named at the start.
+               I need the person written before the comparing word.
+               Who is named before the other?""",
             """Extract the earlier of both names.
                With whom does the statement begin?""",
         ),
@@ -44,7 +49,12 @@ COMPARISONS = Domain(
                Whose name comes second?
                Pick out the second of the two names.
                Which person stands after "than"?
-               With whom is the first person compared?""",
+               With whom is the first person compared?
+               Sentence -> the name at the end.
+               Could you tell me which name I read last?
+               Of the two people, give the one named after the other.
+               I need the person written behind the word "than".
+               Skip the first person and write down the other one.""",
             """Extract the later of both names.
                With whom does the statement end?""",
         ),
@@ -55,7 +65,12 @@ COMPARISONS = Domain(
                Which of the two has the greater height, age, speed, wealth, strength or weight?
                Name the person with the larger measure.
                Who is ahead in this comparison?
-               Whose measure is the greater one?""",
+               Whose measure is the greater one?
+               Sentence -> the taller, older, faster, richer, stronger or heavier person.
+               Could you work out who is superior in height, age, speed, wealth, strength or weight?
+               Find the person who is not the shorter, younger, slower, poorer, weaker or lighter.
+               Name the one with more height, age, speed, money, strength or weight.
+               Who comes out higher when their height, age, speed or the like is compared?""",
             """Which individual is on top according to the statement?
                Tell who exceeds the other.""",
         ),
@@ -66,7 +81,12 @@ COMPARISONS = Domain(
                Which word would be right with the two names swapped?
                What is the contrary of the adjective here?
                Turn the comparison word into its opposite.
-               Name the word that means the reverse of the comparison.""",
+               Name the word that means the reverse of the comparison.
+               Sentence -> contrary of its comparing word.
+               Could you give me the word that says the reverse, also ending in -er?
+               Take the adjective of the comparison and write its antonym in the same form.
+               I need one word for how the second person compares to the first.
+               If the second person were named first, which word would make the sentence true?""",
             """State the antonym of the comparative.
                Seen from the other person, which comparative holds?""",
         ),
@@ -77,7 +97,12 @@ COMPARISONS = Domain(
                Which comparative does the sentence use?
                Pick out the adjective that compares.
                What word stands before "than"?
-               Find the comparison word of the sentence.""",
+               Find the comparison word of the sentence.
+               Sentence -> its comparing word.
+               Could you copy the word that compares the two people?
+               I need the adjective ending in -er, just as it stands.
+               Taller, older, poorer or what else is written in the sentence?
+               Which -er word is used about the first person?""",
             """Extract the comparative from the statement.
                By what adjective are the two compared?""",
         ),
@@ -93,7 +118,11 @@ COMPARISONS = Domain(
                Begin with the second name and say how that person is.
                Reverse the comparison in three words.
                Describe the second person by the opposite word.
-               What follows for the person named last?""",
+               What follows for the person named last?
+               Sentence -> second name, "is", opposite word.
+               Could you say the reverse, starting with the second person and using three words?
+               Swap the roles: second person, "is", contrary adjective.
+               So how does the second person compare, written as name, "is" and one word?""",
             """Infer how the later of both names compares.
                Draw the converse in three words.
                Express the statement from the other side.""",

@@ -58,7 +58,12 @@ REVIEWS = Domain(
                Is the review positive or negative?
                Judge the mood of the review: positive, negative.
                Did the writer like it? Positive if so, else negative.
-               What is the sentiment of this review?""",
+               What is the sentiment of this review?
+               Review -> positive / negative.
+               Could you tell me whether the writer was happy, positive for yes, negative for no?
+               Thumbs up is positive and thumbs down is negative; which one is given here?
+               Classify the review by its attitude, negative or positive.
+               Praise counts as positive, criticism as negative; which is this?""",
             """Tell if the opinion is a positive or a negative one.
                Which feeling does the comment show, positive or negative?""",
         ),
@@ -69,7 +74,12 @@ REVIEWS = Domain(
                What does the review talk about?
                Pick out the thing that was judged.
                Which thing did the writer review?
-               Find the noun that the opinion is about.""",
+               Find the noun that the opinion is about.
+               Review -> the thing reviewed.
+               Could you tell me what the writer is judging, in one noun?
+               What exactly got praised or criticised here?
+               I need to know which thing the writer has tried out.
+               Item under review, as a single noun.""",
             """On what object does the comment give an opinion?
                Extract whatever was rated.""",
         ),
@@ -80,7 +90,12 @@ REVIEWS = Domain(
                Which adjective does the review use?
                Pick out the word that judges the thing.
                What word shows the writer's opinion?
-               Find the describing word in the review.""",
+               Find the describing word in the review.
+               Review -> its adjective.
+               Could you copy the word that praises or criticises?
+               How does the writer find the thing, in one adjective?
+               I need the adjective, exactly as written in the review.
+               Judging word only, such as awful or lovely.""",
             """Extract the word that carries the verdict.
                By which adjective is it rated?""",
         ),
@@ -91,7 +106,12 @@ REVIEWS = Domain(
                What is the topic of the review?
                Is the review about food, travel, art or technology?
                Choose the section of the paper for this review.
-               Sort the review by topic.""",
+               Sort the review by topic.
+               Review -> food, travel, art or technology.
+               Could you put the review in a category: art, food, technology or travel?
+               Technology, art, travel, food: which area does the reviewed thing belong to?
+               Choose one field for what is reviewed, travel or technology, food or art.
+               What sort of thing is judged, something from art, food, travel or technology?""",
             """Under which heading does the comment go: food, travel, art, technology?
                Tell the subject area of the comment.""",
         ),
@@ -107,7 +127,11 @@ REVIEWS = Domain(
                Make a headline of noun, colon, adjective.
                Reduce the review to its noun and adjective, with a colon.
                Note the thing and, after a colon, how it was.
-               Compress the review into noun: adjective.""",
+               Compress the review into noun: adjective.
+               Review -> thing: adjective.
+               Could you condense the review to its noun, a colon and its adjective?
+               I need two words: what was reviewed, then after a colon the adjective.
+               Only noun and adjective, the noun first and a colon behind it.""",
             """Boil the comment down to object, colon, verdict.
                Object and verdict, split by a colon.
                Make a telegram of the comment: noun, colon, adjective.""",
@@ -149,7 +173,12 @@ PURCHASES = Domain(
                Who is the sentence about?
                Pick out the person's name.
                Which person did something here?
-               Find the name of the one who acts.""",
+               Find the name of the one who acts.
+               Sentence -> the person's name.
+               Could you tell me who did this?
+               Just the name of the man or woman mentioned.
+               I would like to know whose action is described; write the name.
+               Name of the doer, please.""",
             """Extract the one individual that is mentioned.
                Whom does this report tell of?""",
         ),
@@ -160,7 +189,12 @@ PURCHASES = Domain(
                Where does the sentence take place?
                Pick out the name of the place.
                In which city did it happen?
-               Find the place that is mentioned.""",
+               Find the place that is mentioned.
+               Sentence -> city.
+               Could you tell me where this happened?
+               Which city was the person in?
+               I need the city name that comes up in the sentence.
+               Place of the action, please.""",
             """Extract the location.
                At what spot on the map is this report set?""",
         ),
@@ -171,7 +205,12 @@ PURCHASES = Domain(
                When did it happen?
                Pick out the day.
                On which day did the person do it?
-               Find the weekday that is mentioned.""",
+               Find the weekday that is mentioned.
+               Sentence -> day of the week.
+               Could you tell me which day this was?
+               Monday, Tuesday or another day: when was it?
+               I need the weekday that comes up in the sentence.
+               Day of the action, please.""",
             """Extract the time of the event.
                What weekday does this report give?""",
         ),
@@ -182,7 +221,12 @@ PURCHASES = Domain(
                What things does the sentence mention?
                Pick out the goods.
                Which object does the verb of the sentence have?
-               Find the things that the person dealt with.""",
+               Find the things that the person dealt with.
+               Sentence -> the goods.
+               Could you tell me what was bought, sold, lost or the like?
+               Object of the sentence, as one noun.
+               I need the word for the things involved.
+               Which goods is the sentence about?""",
             """Extract the wares.
                Which items does this report speak of?""",
         ),
@@ -193,7 +237,12 @@ PURCHASES = Domain(
                Is the person a "he" or a "she"?
                Choose the pronoun for the person's name.
                Which pronoun could replace the name?
-               Would you say he or she of this person?""",
+               Would you say he or she of this person?
+               Sentence -> he / she.
+               Could you tell me whether to write he or she about this person?
+               For a male name write he, for a female name write she.
+               She or he, which one suits the name in the sentence?
+               If I did not want to use the name again, which pronoun would I take?""",
             """Pick he or she for the individual mentioned.
                How does one refer back to the individual, he or she?""",
         ),
@@ -209,7 +258,11 @@ PURCHASES = Domain(
                Reduce the sentence to three words.
                Tell in three words who did what.
                Write subject, verb and object only.
-               Cut away where and when.""",
+               Cut away where and when.
+               Sentence -> name verb goods.
+               Could you give me the sentence without city and weekday?
+               Who, what action, which goods: three words in a row, nothing more.
+               I do not care where or when; write the rest of the sentence.""",
             """Condense the report: actor, action, wares.
                Strip the report of its location and time.
                A telegram of three words, please.""",
@@ -224,7 +277,11 @@ PURCHASES = Domain(
                Enter it in a diary as day, person and place.
                List the day, then who and where.
                Record when, who and where, in this order.
-               Put it into the form day: person, city.""",
+               Put it into the form day: person, city.
+               Sentence -> day: name, city.
+               Could you turn this into a log line with day, colon, name, comma, city?
+               Start with the weekday and a colon, then add person and city with a comma.
+               I keep a diary in the style day: name, place; write the entry.""",
             """Produce a register line: weekday, individual, location.
                Log the report with the weekday in front.
                When, colon, who, comma, where.""",

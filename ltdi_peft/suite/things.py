@@ -53,7 +53,12 @@ THINGS = Domain(
                Name the class of things it belongs to.
                Is it a tool, clothing, furniture, a fruit, a toy or something else?
                Which category does this thing fall into?
-               Sort the thing into its category.""",
+               Sort the thing into its category.
+               Item -> category, such as vehicle or toy.
+               Could you tell me the general category, for example kitchenware or clothing?
+               I will show you a thing; I need its class, such as vegetable or jewellery.
+               What general word covers this item: instrument, furniture, tool or another?
+               Group this item with its like, as a fruit, vehicle, toy and so on.""",
             """What type of object is it?
                Tell the category of the object.""",
         ),
@@ -64,7 +69,12 @@ THINGS = Domain(
                Name the material of the thing.
                Of which material does it consist?
                Is it metal, wood, cloth, plant, paper, glass or plastic?
-               What stuff is the thing made from?""",
+               What stuff is the thing made from?
+               Item -> material, such as leather or clay.
+               Could you tell me what material this item is typically made of?
+               I am curious about a thing: which main material does it have?
+               What is it chiefly made from: clay, leather, glass, metal, cloth, plant?
+               Pick its material out of metal, plastic, wood, paper, cloth, plant and the like.""",
             """From which material does one produce the object?
                Tell the substance of the object.""",
         ),
@@ -75,7 +85,12 @@ THINGS = Domain(
                Name the verb that goes with it.
                Do people use, wear, ride, play, eat or read it?
                What does one do with the thing?
-               Give the one verb for how the thing is used.""",
+               Give the one verb for how the thing is used.
+               Item -> verb: eat, wear, ride, play, read or use.
+               Could you tell me which verb suits this item, such as "wear"?
+               I will mention a thing; I need the verb for it, such as "eat".
+               What do owners normally do with it: read, ride, play, wear, eat or use?
+               One verb, please, for how somebody makes use of this item.""",
             """Which action belongs to the object?
                Tell what the object is there for, in one verb.""",
         ),
@@ -88,7 +103,12 @@ THINGS = Domain(
                Choose its department: food, clothes, fun, travel or home.
                Which part of the shop sells it?
                Where in the department store would you look for it?
-               Name the department of the shop for the thing.""",
+               Name the department of the shop for the thing.
+               Item -> department: home, travel, fun, clothes or food.
+               Could you tell me which shop department stocks this item, for example clothes?
+               I want to buy this; point me to travel, home, food, fun or clothes.
+               Where should a shop assistant shelve it: travel, food, clothes, home or fun?
+               Assign the item to one shop department, such as home or fun.""",
             """Under which heading of the catalogue is the object: food, clothes, fun, travel, home?
                Tell the section of the store that has the object.""",
         ),
@@ -104,7 +124,11 @@ THINGS = Domain(
                Put the fitting verb and "the" before the thing.
                Turn the thing into a short order.
                Write a command such as wear, eat or use with the thing.
-               Form an instruction out of verb and thing.""",
+               Form an instruction out of verb and thing.
+               Thing -> "verb the thing", for example "ride the camel".
+               Could you phrase a short command for this item, like "eat the soup"?
+               I will give you a thing; I need an imperative: verb, "the", its name.
+               What would you tell a person to do with it, in the style "read the sign"?""",
             """Build a brief order around the object.
                Command somebody to do the usual with the object.
                Verb, article, object: write that order.""",
