@@ -207,15 +207,15 @@ def seconds_to_generate(
     }
 
 
-def fine_tunes(protocol: Protocol, scores: Sequence[TaskScores], count: int = 3) -> list[dict[str, Any]]:
-    """Fine-tunes of the first tasks on which there is a gain to reach."""
+def fine_tunes(protocol: Protocol, scores: Sequence[TaskScores], count: int = 5) -> list[dict[str, Any]]:
+    """Fine-tunes of tasks on which there is a gain to reach, spread over all such tasks."""
+    gains = [one for one in scores if one.mean("prompt", "oracle") > one.mean("prompt", "base")]
     found = []
-    for one in scores:
+    for one in gains[:: max(1, len(gains) // count)][:count]:
         base, oracle = one.mean("prompt", "base"), one.mean("prompt", "oracle")
-        if oracle > base and len(found) < count:
-            task = protocol.bench.suite[one.task]
-            run = seconds_to_fine_tune(protocol.bench, task, base=base, oracle=oracle, examples=one.examples)
-            found.append(asdict(run))
+        task = protocol.bench.suite[one.task]
+        run = seconds_to_fine_tune(protocol.bench, task, base=base, oracle=oracle, examples=one.examples)
+        found.append(asdict(run))
     return found
 
 
