@@ -1,34 +1,29 @@
 """What a generator has to beat, made from the same stored runs, prompts, examples and validation trials.
 
-In: a bench with collected runs.  Out: adapters (the mean, the nearest task's, a ridge regression's, one
-multi-task LoRA), and the seconds that fine-tuning takes.
+In: a bench with collected runs.  Out: adapters (the mean, alone or with noise, the nearest task's, a ridge
+regression's), and the seconds that fine-tuning takes. LoRAs for all tasks together are made in `multi_task`.
 Idea: a rival is only worth beating at its best, so each has its choices made on validation tasks, as ours.
 """
 
 import hashlib
-import math
 import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
-from ltdi_peft.adapter import load_adapter_folder, save_adapter_folder
-from ltdi_peft.batched import Stacked, stack_adapters, unstack_adapter
+from ltdi_peft.batched import Stacked, stack_adapters
 from ltdi_peft.centre import Ridge, choose_strength, fit_task_ridge
 from ltdi_peft.collect import Bench, run_seed, shared_start
 from ltdi_peft.condition import PromptEncoder
-from ltdi_peft.config import FitConfig, to_dict
 from ltdi_peft.distance import truncated_mean
 from ltdi_peft.encode import AdapterCodec
-from ltdi_peft.fit import Pool, fit_steps, joined, make_pool
+from ltdi_peft.fit import fit_steps, make_pool
 from ltdi_peft.generator import Generator, nearest_conditions
 from ltdi_peft.guidance import SCALE_EXAMPLES, Accuracies, Guidance, best_guidance, guidance_accuracies
 from ltdi_peft.prepare import TrainingSet
@@ -36,10 +31,8 @@ from ltdi_peft.score import Sheet, make_sheet, score
 from ltdi_peft.spec import Adapter
 from ltdi_peft.store import Trajectory
 from ltdi_peft.task import Task
-from ltdi_peft.trajectory import json_bytes, read_json, replace_file
+from ltdi_peft.trajectory import read_json
 
-EVERY = 100  # steps between two validation scores of the multi-task LoRA
-VALIDATION_EXAMPLES = 24  # of each validation task, at each of these scores
 ENOUGH = 0.95  # share of the oracle's gain at which a fine-tune counts as done
 
 
@@ -64,6 +57,19 @@ def mean_adapter(runs: Sequence[Trajectory], gauge: str) -> Adapter:
         s: ((a / len(runs)).float().contiguous(), (b / len(runs)).float().contiguous())
         for s, (a, b) in total.items()
     }
+
+
+def with_noise_like(codec: AdapterCodec, mean: Adapter, like: Adapter, seed: str) -> Adapter:
+    """The mean adapter plus Gaussian noise as far from it, at every site, as `like` is.
+
+    Distances are those of the codec's tokens. The control of a method: what lies as far from the mean, in no
+    direction in particular. The same seed gives the same bytes.
+    """
+    origin = codec.encode(mean)
+    distance = (codec.encode(like) - origin).norm(dim=-1, keepdim=True)
+    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
+    noise = torch.randn(origin.shape, generator=torch.Generator().manual_seed(number)) * codec.mask
+    return codec.decode(origin + noise * distance / noise.norm(dim=-1, keepdim=True).clamp_min(1e-12))
 
 
 class NearestTask:
@@ -131,84 +137,7 @@ def with_best_guidance(
     return replace(rival, guidance=best_guidance(found, scored=examples * len(tasks))), found
 
 
-# ---- one LoRA for all tasks
-
-
-def multi_task_plan(bench: Bench, start: Adapter) -> dict[str, Any]:
-    """What the rival is trained on, as JSON: from the shared start on, with every prompt in context.
-
-    `rule` is the number of further steps after which it has seen as many examples as the start and all single
-    runs together; evaluate.multi_task_steps may say another.
-    """
-    recipe, tasks = bench.recipe, bench.suite.split("train")
-    single, multi = recipe.collect.single, recipe.collect.multi_task
-    seen = len(tasks) * recipe.collect.seeds * single.steps * single.batch_size
-    rule = math.ceil(seen / multi.batch_size)
-    steps = recipe.evaluate.multi_task_steps or rule
-    before = multi.steps * multi.batch_size if recipe.collect.start == "multi_task" else 0
-    return {
-        "fit": to_dict(replace(multi, steps=steps, prompt_in_context=1.0)),
-        "start": adapter_digest(start),
-        "tasks": [task.name for task in tasks],
-        "seed": recipe.seed,
-        "rule": rule,
-        "shortened": steps < rule,
-        "examples": before + steps * multi.batch_size,
-    }
-
-
-def train_multi_task_lora(bench: Bench, *, progress: bool = True) -> tuple[Adapter, dict[str, Any]]:
-    """The multi-task LoRA at its best validation accuracy, with steps, examples and curve; made once.
-
-    Raises ValueError when the folder holds one that was made by another plan.
-    """
-    folder = bench.recipe.folder / "multi_task_lora"
-    start = shared_start(bench, progress=progress)
-    plan = multi_task_plan(bench, start)
-    if not (folder / "curve.json").is_file():
-        adapter, curve = fit_multi_task(bench, start, FitConfig(**plan["fit"]), progress=progress)
-        save_adapter_folder(folder, bench.spec, adapter, overwrite=True)
-        replace_file(folder / "curve.json", json_bytes({"plan": plan, "curve": curve}))
-    report = read_json(folder / "curve.json")
-    if changed := sorted(key for key in plan if report["plan"].get(key) != plan[key]):
-        raise ValueError(
-            f"{folder} was trained with another {changed}. Remove the folder to train it again, or give the "
-            f"run another `output`."
-        )
-    about = {key: plan[key] for key in ("rule", "shortened", "examples")} | {"steps": plan["fit"]["steps"]}
-    return load_adapter_folder(folder, expected=bench.spec)[1], about | {"curve": report["curve"]}
-
-
-def fit_multi_task(
-    bench: Bench, start: Adapter, config: FitConfig, *, progress: bool
-) -> tuple[Adapter, list[dict[str, int | float]]]:
-    """Train on all training tasks; the best adapter on validation tasks (or the start) and the curve."""
-    sheets = [
-        make_sheet(bench.adapted, task.evaluation[:VALIDATION_EXAMPLES], task.held_out_prompts)
-        for task in bench.suite.split("validation")
-        if task.evaluation
-    ]
-    pool = prompted_pool(bench, config, progress=progress)
-    stacked = stack_adapters([start], bench.adapted.device)
-    best, curve = start, [{"step": 0, "accuracy": mean_accuracy(bench, sheets, stacked)}]
-    # A and B are both trained, whatever the gauge: the rival need not stay in the frame of the stored runs.
-    steps = fit_steps(bench.adapted, stacked, [pool], config, seeds=[bench.recipe.seed], train_a=True)
-    for step in tqdm(steps, total=config.steps, desc="multi-task rival", disable=not progress, unit="step"):
-        if step.index % EVERY == 0 or step.index == config.steps:
-            accuracy = mean_accuracy(bench, sheets, stacked)
-            # Without validation tasks every accuracy is 0, and the last adapter stands.
-            if accuracy > max(point["accuracy"] for point in curve) or not sheets:
-                best = unstack_adapter(stacked, 0)
-            curve.append({"step": step.index, "accuracy": accuracy})
-    return best, curve
-
-
-def prompted_pool(bench: Bench, config: FitConfig, *, progress: bool) -> Pool:
-    """Training rows of all tasks, prompt in context; no more a task than the steps can draw."""
-    tasks = bench.suite.split("train")
-    rows = min(bench.recipe.collect.rows, math.ceil(config.steps * config.batch_size / len(tasks)))
-    bar = tqdm(tasks, desc="lower layers", disable=not progress, unit="task")
-    return joined([make_pool(bench.adapted, task, rows, plain=False) for task in bar])
+# ---- accuracy and identity of an adapter
 
 
 def mean_accuracy(bench: Bench, sheets: Sequence[Sheet], stacked: Stacked) -> float:

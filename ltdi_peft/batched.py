@@ -47,18 +47,30 @@ def example_text(prompt: str | None, text: str) -> str:
 
 
 def make_row(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | None, example: Example, answer: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | None,
+    example: Example,
+    answer: str | None = None,
+    *,
+    shots: Sequence[Example] = (),
 ) -> Row:
     """Token ids of an example; `answer` replaces the example's own (a choice).
 
-    Question and answer are tokenised apart, as they are when the model generates.
+    `shots` are examples in context, between prompt and question, each closed by the end token, or the model
+    could not know that its own has to be. Question and answer are tokenised apart, as when it generates.
     """
     if not isinstance(end := tokenizer.eos_token_id, int):
         raise ValueError("the tokenizer has no end token, so no answer could end: set tokenizer.eos_token.")
-    before = tokenizer(example_text(prompt, example.input), add_special_tokens=False)["input_ids"]
-    after = tokenizer(f" {example.answer if answer is None else answer}", add_special_tokens=False)[
-        "input_ids"
-    ]
+
+    def ids_of(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    before: list[int] = []
+    for shot in shots:
+        before += [*ids_of(example_text(prompt, shot.input)), *ids_of(f" {shot.answer}"), end, *ids_of("\n")]
+        prompt = None  # it stands once, before the first example
+    before += ids_of(example_text(prompt, example.input))
+    after = ids_of(f" {example.answer if answer is None else answer}")
     return Row((*before, *after, end), len(before))
 
 

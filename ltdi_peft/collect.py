@@ -75,6 +75,11 @@ def open_bench(recipe: Recipe, *, base: Base | None = None, device: torch.device
         if base.model.device.type == "cpu":
             # Rows are some 30 tokens: at that length blockwise attention is slower than plain products.
             base.model.set_attn_implementation("eager")
+    return lay_out(recipe, suite, base)
+
+
+def lay_out(recipe: Recipe, suite: TaskSuite, base: Base) -> Bench:
+    """A bench for the recipe's adapter on a loaded base model, which is left as it is."""
     adapter = recipe.adapter
     spec, fresh = fresh_adapter(
         base.model,

@@ -250,6 +250,7 @@ class EvaluateConfig:
     wrong_prompts: int = 5  # other tasks whose prompt is given in the wrong-prompt control
     bootstrap: int = 2000  # resamples of the tasks
     multi_task_steps: int | None = None  # of the rival; None: as many examples as start and runs together
+    # More are in protocol.METHODS (docs/formats.md).
     methods: tuple[str, ...] = (
         "base", "multi_task_lora", "mean", "nearest", "ridge", "vanilla", "local_consistency", "ours",
         "ours_wrong_prompt", "oracle_codec", "oracle",

@@ -29,7 +29,6 @@ from ltdi_peft.baselines import (
     seconds_to_fine_tune,
     tensor_digest,
     timings,
-    train_multi_task_lora,
     with_best_guidance,
 )
 from ltdi_peft.collect import Bench, open_bench, recipe_suite, timed
@@ -37,18 +36,32 @@ from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe
 from ltdi_peft.generator import Generator, load_generator
 from ltdi_peft.guidance import Guidance
+from ltdi_peft.memorisation import between_stored
+from ltdi_peft.multi_task import (
+    train_format_only,
+    train_multi_task_lora,
+    train_wide_multi_task_lora,
+    widened,
+)
 from ltdi_peft.prepare import prepare, training_trajectories
-from ltdi_peft.protocol import METHODS, Protocol, between_stored, digest, score_tasks
+from ltdi_peft.protocol import METHODS, SHOTS, Protocol, digest, score_tasks
 from ltdi_peft.report import markdown
 from ltdi_peft.report import table as table
+from ltdi_peft.score import pick_shots
 from ltdi_peft.spec import require_same_spec
 from ltdi_peft.store import Trajectory, TrajectoryStore
 from ltdi_peft.summary import UNSEEN, TaskScores, summarise
 from ltdi_peft.task import TaskSuite
-from ltdi_peft.train import train_variant, validation_runs
+from ltdi_peft.train import validation_runs
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
+from ltdi_peft.variants import VARIANTS, train_variant, variant_trials
 
-VARIANTS = ("vanilla", "local_consistency")  # other diffusions, centred on the mean adapter
+# One LoRA for all tasks, each trained on its own bench.
+MULTI_TASK = {
+    "format_only": train_format_only,
+    "multi_task_lora": train_multi_task_lora,
+    "multi_task_lora_4x": train_wide_multi_task_lora,
+}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "ltdi_peft")
 
 
@@ -70,6 +83,8 @@ def evaluate(
     methods = chosen_methods(recipe)
     suite = bench.suite if bench else recipe_suite(recipe)
     oracles = held_out_oracles(recipe, suite)
+    for name in oracles:  # a task with too few examples for the context is found before anything is trained
+        pick_shots(suite[name], max(SHOTS.get(method, 0) for method in methods))
     generator = generator or load_generator(recipe.generator_folder)
     bench = replace(bench or open_bench(recipe, device=str(PartialState().device)), recipe=recipe)
     with timed(recipe.folder, "evaluate"):
@@ -134,24 +149,27 @@ def open_protocol(
     encoder = PromptEncoder(recipe.condition.encoder, base=bench.base)
     runs = training_trajectories(recipe, names)
     prepared = prepare(recipe, encoder, names, progress=progress)
-    generators = {"ours": generator}
+    generators, trials = {"ours": generator}, {"ours": guidance_of(generator)}
     for name in VARIANTS:
         if name in methods:
-            diffusion = replace(recipe.diffusion, loss=name, centre="mean")
-            generators[name] = train_variant(recipe, bench, name, diffusion, progress=progress)
-    trials: dict[str, Any] = {
-        name: {"scale": one.config.guidance_scale, "mean_share": one.config.mean_share}
-        for name, one in generators.items()
-    }
+            generators[name] = train_variant(recipe, bench, name, progress=progress)
+            trials[name] = guidance_of(generators[name]) | variant_trials(recipe, name)
     ridge = fit_ridge_rival(prepared.data, prepared.codec, generator)
     if "ridge" in methods:
         ridge, trials["ridge"] = tuned_ridge(ridge, bench, encoder)
     fixed = {"base": bench.fresh, "start": runs[0].start(), "mean": mean_adapter(runs, recipe.collect.gauge)}
-    if "multi_task_lora" in methods:
-        fixed["multi_task_lora"], trials["multi_task_lora"] = train_multi_task_lora(bench, progress=progress)
+    apart = {"multi_task_lora_4x": widened(bench)} if "multi_task_lora_4x" in methods else {}
+    for name, train in MULTI_TASK.items():
+        if name in methods:
+            fixed[name], trials[name] = train(apart.get(name, bench), progress=progress)
     nearest, folder = NearestTask(prepared.data, runs), recipe.folder / "evaluation"
-    same = (recipe, bench, methods, encoder, generators, fixed, nearest, ridge, tuple(runs), oracles, trials)
-    return Protocol(*same, folder)
+    made = (generators, fixed, apart, nearest, ridge)
+    return Protocol(recipe, bench, methods, encoder, *made, tuple(runs), oracles, trials, folder)
+
+
+def guidance_of(generator: Generator) -> dict[str, Any]:
+    """The guidance that was chosen on validation tasks."""
+    return {"scale": generator.config.guidance_scale, "mean_share": generator.config.mean_share}
 
 
 def tuned_ridge(ridge: RidgeRival, bench: Bench, encoder: PromptEncoder) -> tuple[RidgeRival, dict[str, Any]]:

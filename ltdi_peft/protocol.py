@@ -1,39 +1,46 @@
 """The methods, and how each task is scored.
 
 In: what stays the same from task to task (`Protocol`).  Out: `TaskScores`, one a task.
-Idea: all adapters of all methods answer one sheet of examples in one context together. What was scored is
-kept in a file named by a digest of everything that it depends on, so a killed evaluation goes on.
+Idea: all adapters of all methods that share a context answer one sheet of examples together. What was scored
+is kept in a file named by a digest of everything that it depends on, so a killed evaluation goes on.
 """
 
 import hashlib
 import json
 import random
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from ltdi_peft.baselines import NearestTask, RidgeRival, adapter_digest, final_adapter, tensor_digest
-from ltdi_peft.batched import stack_adapters
+from ltdi_peft.baselines import (
+    NearestTask,
+    RidgeRival,
+    adapter_digest,
+    final_adapter,
+    tensor_digest,
+    with_noise_like,
+)
+from ltdi_peft.batched import AdaptedBase, stack_adapters
 from ltdi_peft.collect import Bench
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe, to_dict
-from ltdi_peft.distance import pairwise_delta_w_distances
 from ltdi_peft.encode import round_trip
 from ltdi_peft.generator import Generator
-from ltdi_peft.score import make_sheet, score
-from ltdi_peft.spec import Adapter, AdapterSpec, site_norms
+from ltdi_peft.memorisation import nearest_distances, relative_errors
+from ltdi_peft.score import make_sheet, pick_shots, score
+from ltdi_peft.spec import Adapter
 from ltdi_peft.store import Trajectory
 from ltdi_peft.summary import UNSEEN, TaskScores
 from ltdi_peft.task import Task, TaskSuite
 from ltdi_peft.trajectory import replace_file
+from ltdi_peft.variants import VARIANTS
 
 VERSION = 1  # of what a cached score means
-AT_ONCE = 32  # stored adapters in memory at a time
+SHOTS = {"in_context": 5}  # methods that answer with so many training examples in context
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Protocol:
     encoder: PromptEncoder
     generators: dict[str, Generator]  # "ours" and the variants
     fixed: dict[str, Adapter]  # methods that answer every task with one adapter
+    apart: dict[str, Bench]  # methods whose adapter has a spec of its own, with the bench laid out for it
     nearest: NearestTask
     ridge: RidgeRival
     stored: tuple[Trajectory, ...]  # training runs
@@ -67,6 +75,17 @@ class Protocol:
             made += self.generators[name].generate([prompt], seed=seed, base=self.bench.base)
         return [one.adapter for one in made]
 
+    def noisy(self, task: Task) -> list[Adapter]:
+        """The mean adapter and noise, for each seed as far from it as what `ours` generates."""
+        codec, mean = self.generators["ours"].codec, self.fixed["mean"]
+        generated = self.generated("ours", self.prompts(task))
+        seeds = [f"{self.recipe.seed}/{task.name}/{index}" for index in range(len(generated))]
+        return [with_noise_like(codec, mean, *pair) for pair in zip(generated, seeds, strict=True)]
+
+    def setting(self, name: str) -> tuple[int, AdaptedBase]:
+        """How a method is asked: examples in context, and the base model cut for its adapters' spec."""
+        return SHOTS.get(name, 0), self.apart.get(name, self.bench).adapted
+
     def wrong_prompts(self, task: Task) -> list[str]:
         """Held-out paraphrases of other tasks with this task's answer format."""
         others, _ = wrong_tasks(self.bench.suite, task, self.recipe.evaluate.wrong_prompts, self.recipe.seed)
@@ -74,16 +93,31 @@ class Protocol:
 
 
 Maker = Callable[[Protocol, Task], list[Adapter]]
+
+
+def one_for_all(name: str) -> Maker:
+    """The same adapter for every task."""
+    return lambda protocol, task: [protocol.fixed[name]]
+
+
+def generator_of(name: str) -> Maker:
+    """What the generator of this name makes of each seed's prompt."""
+    return lambda protocol, task: protocol.generated(name, protocol.prompts(task))
+
+
 METHODS: dict[str, Maker] = {
-    "base": lambda p, task: [p.fixed["base"]],
-    "start": lambda p, task: [p.fixed["start"]],
-    "multi_task_lora": lambda p, task: [p.fixed["multi_task_lora"]],
-    "mean": lambda p, task: [p.fixed["mean"]],
+    "base": one_for_all("base"),
+    "in_context": one_for_all("base"),
+    "start": one_for_all("start"),
+    "format_only": one_for_all("format_only"),
+    "multi_task_lora": one_for_all("multi_task_lora"),
+    "multi_task_lora_4x": one_for_all("multi_task_lora_4x"),
+    "mean": one_for_all("mean"),
+    "mean_noise": lambda p, task: p.noisy(task),
     "nearest": lambda p, task: p.nearest.adapters(p.encoder(p.prompts(task))),
     "ridge": lambda p, task: p.ridge.adapters(p.encoder(p.prompts(task))),
-    "vanilla": lambda p, task: p.generated("vanilla", p.prompts(task)),
-    "local_consistency": lambda p, task: p.generated("local_consistency", p.prompts(task)),
-    "ours": lambda p, task: p.generated("ours", p.prompts(task)),
+    **{name: generator_of(name) for name in VARIANTS},
+    "ours": generator_of("ours"),
     "ours_wrong_prompt": lambda p, task: p.generated("ours", p.wrong_prompts(task)),
     "oracle_codec": lambda p, task: [
         round_trip(p.generators["ours"].codec, final_adapter(p.oracles[task.name]))
@@ -151,12 +185,14 @@ def digest(protocol: Protocol) -> str:
         "recipe": {k: v for k, v in to_dict(recipe).items() if k in ("seed", "base", "collect", "condition")},
         "evaluate": [recipe.evaluate.examples, recipe.evaluate.seeds, recipe.evaluate.wrong_prompts],
         "methods": protocol.methods,
+        "shots": SHOTS,
         "base": [bench.base.spec_fingerprint, bench.base.weights_fingerprint, bench.spec.to_dict()],
         "suite": {
             split: [task.to_dict() for task in bench.suite.split(split)] for split in bench.suite.splits
         },
         "generators": {name: generator_digest(one) for name, one in protocol.generators.items()},
         "fixed": {name: adapter_digest(adapter) for name, adapter in protocol.fixed.items()},
+        "apart": {name: one.spec.to_dict() for name, one in protocol.apart.items()},
         "ridge": [asdict(ridge.guidance), tensor_digest([ridge.ridge.weight, ridge.mean])],
         # The loss of the last step, all its digits, tells two runs of one name apart.
         "runs": [
@@ -180,18 +216,11 @@ def score_task(protocol: Protocol, task: Task, split: str) -> TaskScores:
     """All methods on one task, in both contexts, with ΔW distances."""
     evaluate_, bench = protocol.recipe.evaluate, protocol.bench
     made = {name: METHODS[name](protocol, task) for name in protocol.methods}
-    # An adapter that answers for several methods or seeds is scored once.
-    distinct = {id(adapter): adapter for adapters in made.values() for adapter in adapters}
-    stacked = stack_adapters(list(distinct.values()), bench.adapted.device)
     examples = task.evaluation[: evaluate_.examples]
-    accuracy = {}
-    for context, prompts in (("prompt", task.held_out_prompts), ("no_prompt", None)):
-        sheet = make_sheet(bench.adapted, examples, prompts)
-        values = score(bench.adapted, sheet, stacked).accuracy.tolist()
-        found = {key: round(value, 6) for key, value in zip(distinct, values, strict=True)}
-        accuracy[context] = {
-            name: [found[id(adapter)] for adapter in adapters] for name, adapters in made.items()
-        }
+    accuracy = {
+        "prompt": accuracies(protocol, task, made, task.held_out_prompts),
+        "no_prompt": accuracies(protocol, task, made, None),
+    }
     others, same = wrong_tasks(bench.suite, task, evaluate_.wrong_prompts, protocol.recipe.seed)
     finals = [made[name] for name in ("ours", "oracle") if name in made]
     nearest = nearest_distances(bench.spec, [one for adapters in finals for one in adapters], protocol.stored)
@@ -203,61 +232,29 @@ def score_task(protocol: Protocol, task: Task, split: str) -> TaskScores:
         chance=statistics.fmean(1 / len(e.choices) if e.choices else 0.0 for e in examples),
         accuracy=accuracy,
         nearest={"ours": nearest[:-1], "oracle": nearest[-1:]} if "ours" in made else {"oracle": nearest},
-        error=relative_errors(bench.spec, made),
+        error=relative_errors(bench.spec, {m: made[m] for m in made if m not in (*SHOTS, *protocol.apart)}),
         wrong_tasks=[other.name for other in others],
         same_format=same,
     )
 
 
-def relative_errors(spec: AdapterSpec, made: dict[str, list[Adapter]]) -> dict[str, float]:
-    """‖ΔW − ΔW_oracle‖ / ‖ΔW_oracle‖ of each method, mean over its adapters."""
-    (oracle,) = made["oracle"]
-    norm = sum(value**2 for value in site_norms(spec, oracle).values()) ** 0.5
-    distances = {
-        m: pairwise_delta_w_distances(spec, adapters, [oracle])
-        for m, adapters in made.items()
-        if m != "oracle"
+def accuracies(
+    protocol: Protocol, task: Task, made: dict[str, list[Adapter]], prompts: Sequence[str] | None
+) -> dict[str, list[float]]:
+    """Method → accuracy of each of its adapters, in one context; `prompts` None leaves the prompt out."""
+    bench, settings = protocol.bench, {name: protocol.setting(name) for name in made}
+    examples, found = task.evaluation[: protocol.recipe.evaluate.examples], {}
+    # Specs differ in the rank alone, not in the sites, so one sheet's lower activations serve them all.
+    sheets = {
+        shots: make_sheet(bench.adapted, examples, prompts, shots=pick_shots(task, shots))
+        for shots in {shots for shots, _ in settings.values()}
     }
-    return {m: round(float(found.mean()) / max(norm, 1e-12), 6) for m, found in distances.items()}
-
-
-def in_parts(runs: Sequence[Trajectory]) -> Iterator[tuple[list[Trajectory], list[Adapter]]]:
-    """Runs with their final adapters, a bounded number at a time."""
-    for first in range(0, len(runs), AT_ONCE):
-        part = list(runs[first : first + AT_ONCE])
-        yield part, [final_adapter(run) for run in part]
-
-
-def nearest_distances(
-    spec: AdapterSpec, adapters: Sequence[Adapter], stored: Sequence[Trajectory]
-) -> list[float]:
-    """ΔW distance from each adapter to the nearest stored final adapter."""
-    parts = [
-        pairwise_delta_w_distances(spec, adapters, finals).min(1).values for _, finals in in_parts(stored)
-    ]
-    return [round(value, 6) for value in torch.stack(parts).min(0).values.tolist()]
-
-
-def between_stored(
-    spec: AdapterSpec, stored: Sequence[Trajectory], most: int = 2 * AT_ONCE
-) -> dict[str, float]:
-    """Median distance of stored runs (at most `most`) to the nearest other one, and of another task."""
-    picked = list(stored)[:: -(-len(stored) // most)]
-    other_run, other_task = [], []
-    for left, adapters in in_parts(picked):
-        near_run, near_task = (
-            torch.full((len(left),), torch.inf).double(),
-            torch.full((len(left),), torch.inf).double(),
-        )
-        for right, finals in in_parts(stored):
-            distance = pairwise_delta_w_distances(spec, adapters, finals)
-            run = torch.tensor([[a.run_id == b.run_id for b in right] for a in left])
-            task = torch.tensor([[a.task.name == b.task.name for b in right] for a in left])
-            near_run = torch.minimum(near_run, distance.masked_fill(run, torch.inf).min(1).values)
-            near_task = torch.minimum(near_task, distance.masked_fill(task, torch.inf).min(1).values)
-        other_run += near_run.tolist()
-        other_task += near_task.tolist()
-    return {
-        "stored_to_nearest_stored": round(statistics.median(other_run), 6),
-        "stored_to_nearest_other_task": round(statistics.median(other_task), 6),
-    }
+    for shots, adapted in set(settings.values()):
+        names = [name for name in made if settings[name] == (shots, adapted)]
+        # An adapter that answers for several methods or seeds is scored once.
+        distinct = {id(adapter): adapter for name in names for adapter in made[name]}
+        stacked = stack_adapters(list(distinct.values()), bench.adapted.device)
+        values = score(adapted, sheets[shots], stacked).accuracy.tolist()
+        by_id = {key: round(value, 6) for key, value in zip(distinct, values, strict=True)}
+        found |= {name: [by_id[id(adapter)] for adapter in made[name]] for name in names}
+    return {name: found[name] for name in made}

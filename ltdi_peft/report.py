@@ -103,20 +103,24 @@ def figures(title: str, values: dict[str, Any]) -> str:
     return f"## {title}\n\n{lines_of(['figure', 'value'], flat(values))}"
 
 
+def saw_line(method: str, rival: dict[str, Any]) -> str:
+    """How many examples a LoRA for all tasks was trained on."""
+    short = " It was **shortened** by evaluate.multi_task_steps." if rival.get("shortened") else ""
+    return f"`{method}` saw {rival['examples']} examples.{short}\n"
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The whole report of a result."""
     head = {key: result[key] for key in ("date", "machine", "commit", "base_model", "suite", "seeds")}
     about = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in head.items())
-    rival = result["trials"].get("multi_task_lora")
-    short = " It was **shortened** by evaluate.multi_task_steps." if rival and rival["shortened"] else ""
-    note = f"`multi_task_lora` saw {rival['examples']} examples.{short}\n" if rival else ""
+    notes = [saw_line(name, rival) for name, rival in result["trials"].items() if "examples" in rival]
     return "\n".join(
         [
             f"# {result['recipe']}\n\n{about}\n",
             "Made by `ltdi evaluate`. G is the recovered gain Σ(method − base)/Σ(oracle − base); intervals "
             "are 95 %, bootstrapped over tasks (unseen domains: over domains).\n",
             table(result),
-            note,
+            "".join(notes),
             f"## Paired differences\n\n{paired_table(result)}",
             figures("Memorisation (ΔW distances, medians)", result["controls"]["memorisation"]),
             figures("Cost (seconds)", result["cost"]),

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ltdi_peft.batched import AdaptedBase, Row, Stacked, batches_by_tokens, make_row
-from ltdi_peft.task import Example
+from ltdi_peft.task import Example, Task
 
 # Tokens a scoring batch: the logits of its answers stay near 100 MB at a vocabulary of 49,152.
 SCORE_TOKENS = 4096
@@ -45,18 +45,44 @@ class Score:
         return self.correct.float().mean(-1)
 
 
-def make_sheet(base: AdaptedBase, examples: Sequence[Example], prompts: Sequence[str] | None) -> Sheet:
-    """Rows of `examples`; with `prompts`, example i has prompt i modulo their number in its context."""
+def make_sheet(
+    base: AdaptedBase,
+    examples: Sequence[Example],
+    prompts: Sequence[str] | None,
+    *,
+    shots: Sequence[Example] = (),
+) -> Sheet:
+    """Rows of `examples`; with `prompts`, example i has prompt i modulo their number in its context.
+
+    Every row has `shots`, solved examples, in its context. ValueError without examples.
+    """
     if not examples:
         raise ValueError("no examples to score: a task needs evaluation examples for this.")
     rows, owner, right = [], [], []
     for index, example in enumerate(examples):
         prompt = prompts[index % len(prompts)] if prompts else None
         for answer in example.choices or (example.answer,):
-            rows.append(make_row(base.base.tokenizer, prompt, example, answer))
+            rows.append(make_row(base.base.tokenizer, prompt, example, answer, shots=shots))
             owner.append(index)
             right.append(answer == example.answer)
     return Sheet(tuple(rows), tuple(base.inputs(rows)), tuple(owner), tuple(right))
+
+
+def pick_shots(task: Task, count: int) -> tuple[Example, ...]:
+    """The first `count` training examples of the task, those with an answer not seen before first.
+
+    Fixed by the task alone. ValueError for a task with fewer training examples.
+    """
+    if len(task.train) < count:
+        raise ValueError(
+            f"task {task.name!r} has {len(task.train)} training examples; {count} are to stand in context."
+        )
+    by_answer: dict[str, Example] = {}
+    for example in task.train:
+        by_answer.setdefault(example.answer, example)
+    different = list(by_answer.values())[:count]
+    more = [example for example in task.train if by_answer[example.answer] is not example]
+    return (*different, *more[: count - len(different)])
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ UNSEEN = ("unseen_tasks", "unseen_domains")
 FEW_DOMAINS = 8  # with fewer clusters an interval says little, so the domains are listed
 RIVALS = (
     "multi_task_lora",
+    "multi_task_lora_4x",
     "ridge",
     "nearest",
     "mean",
@@ -41,7 +42,7 @@ class TaskScores:
     chance: float  # accuracy of guessing among the choices, 0 where there are none
     accuracy: dict[str, dict[str, list[float]]]  # context → method → values
     nearest: dict[str, list[float]]  # "ours", "oracle" → ΔW distance to the nearest stored adapter
-    error: dict[str, float]  # method → ‖ΔW − ΔW_oracle‖ / ‖ΔW_oracle‖, mean over its adapters
+    error: dict[str, float]  # method → ‖ΔW − ΔW_oracle‖ / ‖ΔW_oracle‖, mean over its adapters, if comparable
     wrong_tasks: list[str]  # whose prompts the wrong-prompt control used
     same_format: bool  # whether those tasks have this task's answer format
 

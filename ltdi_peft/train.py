@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ltdi_peft.collect import PATIENCE, Bench, open_bench, recipe_suite, timed
 from ltdi_peft.condition import PromptEncoder
-from ltdi_peft.config import DiffusionConfig, Recipe, load_recipe
+from ltdi_peft.config import Recipe, load_recipe
 from ltdi_peft.denoiser import conditioned
 from ltdi_peft.diffusion import SAMPLERS, path_loss
 from ltdi_peft.generator import CONFIG_FILE, Generator, load_generator
@@ -76,15 +76,6 @@ def train_generator(
         )
     accelerator.end_training()
     return generator
-
-
-def train_variant(
-    recipe: Recipe, bench: Bench, name: str, diffusion: DiffusionConfig, *, progress: bool = True
-) -> Generator:
-    """Another diffusion on the same runs, in `<output>/variants/<name>`; made once, then read."""
-    variant = replace(recipe, diffusion=diffusion, train=replace(recipe.train, log_with=None))
-    folder = recipe.folder / "variants" / name
-    return train_in(variant, folder, make_accelerator(variant), bench, gate=0.0, progress=progress)
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:

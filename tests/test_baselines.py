@@ -1,4 +1,4 @@
-"""The rivals: closed forms, fair numbers of trials and examples, and reuse of what was trained."""
+"""The rivals: closed forms, fair numbers of trials, noise of a given size, and what fine-tuning costs."""
 
 from dataclasses import replace
 
@@ -7,7 +7,6 @@ import torch
 from tiny_bench import SPLITS, collected, prepared_of, untrained_generator
 from torch.testing import assert_close
 
-from ltdi_peft import baselines
 from ltdi_peft.baselines import (
     NearestTask,
     adapter_digest,
@@ -15,14 +14,12 @@ from ltdi_peft.baselines import (
     fit_ridge_rival,
     mean_accuracy,
     mean_adapter,
-    multi_task_plan,
     seconds_to_fine_tune,
-    train_multi_task_lora,
     with_best_guidance,
+    with_noise_like,
 )
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.centre import INTERCEPT
-from ltdi_peft.collect import shared_start
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.guidance import GUIDANCE, MEAN_SHARES, Guidance
 from ltdi_peft.prepare import TrainingSet, training_trajectories
@@ -124,38 +121,16 @@ def test_ridge_has_as_many_trials_as_ours(bench, prepared, generator):
     assert with_best_guidance(rival, bench, (), encoder)[0].guidance == Guidance(1.0, 1.0)
 
 
-def test_plan_counts_the_examples_of_start_and_single_runs(bench):
-    plan = multi_task_plan(bench, shared_start(bench, progress=False))
-    # 5 tasks · 2 seeds · 6 steps · 4 examples = 240, in batches of 4; the start saw 4 · 4 before
-    assert (plan["rule"], plan["fit"]["steps"], plan["examples"]) == (60, 60, 256)
-    assert plan["fit"]["prompt_in_context"] == 1.0
-    assert not plan["shortened"]
-    short = replace(bench.recipe, evaluate=replace(bench.recipe.evaluate, multi_task_steps=8))
-    plan = multi_task_plan(replace(bench, recipe=short), bench.fresh)
-    assert (plan["rule"], plan["fit"]["steps"], plan["shortened"]) == (60, 8, True)
-
-
-def test_multi_task_lora_keeps_its_best_and_is_made_once(bench, monkeypatch):
-    monkeypatch.setattr(baselines, "EVERY", 12)
-    adapter, report = train_multi_task_lora(bench, progress=False)
-    curve = report["curve"]
-    assert [point["step"] for point in curve] == [0, 12, 24, 36, 48, 60]
-    sheets = [
-        make_sheet(bench.adapted, task.evaluation[:24], task.held_out_prompts)
-        for task in bench.suite.split("validation")
-    ]
-    accuracy = mean_accuracy(bench, sheets, stack_adapters([adapter]))
-    assert accuracy == max(point["accuracy"] for point in curve)
-
-    def never(*args, **kwargs):
-        raise RuntimeError("trained again")
-
-    monkeypatch.setattr(baselines, "fit_multi_task", never)
-    again, _ = train_multi_task_lora(bench, progress=False)
-    assert adapter_digest(again) == adapter_digest(adapter)
-    changed = replace(bench.recipe, evaluate=replace(bench.recipe.evaluate, multi_task_steps=8))
-    with pytest.raises(ValueError, match=r"another \['examples', 'fit', 'shortened'\].*Remove the folder"):
-        train_multi_task_lora(replace(bench, recipe=changed), progress=False)
+def test_noise_is_as_far_from_the_mean_as_what_it_controls(prepared, runs):
+    codec, mean, like = prepared.codec, mean_adapter(runs, "shared_a"), final_adapter(runs[3])
+    origin, wanted = codec.encode(mean), codec.encode(like) - codec.encode(mean)
+    one, again, other = (codec.encode(with_noise_like(codec, mean, like, s)) - origin for s in "xxy")
+    assert_close(one.norm(dim=-1), wanted.norm(dim=-1), rtol=1e-4, atol=1e-5)  # float32 round trip
+    assert torch.equal(one, again)
+    for a, b in ((one, wanted), (one, other)):  # in no direction of its own
+        assert abs(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0)) < 0.9
+    none = codec.encode(with_noise_like(codec, mean, mean, "x")) - origin
+    assert_close(none, torch.zeros_like(none), rtol=0, atol=1e-5)
 
 
 def test_fine_tune_is_the_oracles_own_run(bench):

@@ -204,6 +204,19 @@ def test_row_is_question_answer_end(tiny_tokenizer):
     assert example_text(None, "x") == "Input: x\nOutput:"
 
 
+def test_shots_stand_between_prompt_and_question(tiny_tokenizer):
+    shots = (Example("w30", "w31"), Example("w32", "w33 w34"))
+    row = make_row(tiny_tokenizer, "w20 w21", Example("w7", "w9"), shots=shots)
+    assert tiny_tokenizer.convert_ids_to_tokens(row.ids) == [
+        *["w20", "w21", "Input:", "w30", "Output:", "w31", "</s>"],
+        *["Input:", "w32", "Output:", "w33", "w34", "</s>"],
+        *["Input:", "w7", "Output:", "w9", "</s>"],
+    ]
+    assert row.ids[row.answer :] == make_row(tiny_tokenizer, None, Example("w7", "w9")).ids[3:]
+    alone = make_row(tiny_tokenizer, None, Example("w7", "w9"), shots=shots)
+    assert (alone.ids, alone.answer) == (row.ids[2:], row.answer - 2)  # the prompt stands once
+
+
 def test_answer_positions_predict_the_answer():
     owner, place, target = answer_positions([Row((5, 6, 7, 2), 2), Row((8, 9), 1)])
     assert owner.tolist() == [0, 0, 1]

@@ -10,10 +10,13 @@ from tiny_bench import SPLITS, collected, tiny_recipe, tiny_suite, tiny_task, un
 
 from ltdi_peft import protocol
 from ltdi_peft.baselines import adapter_digest, final_adapter
+from ltdi_peft.batched import stack_adapters
 from ltdi_peft.evaluate import chosen_methods, costs, evaluate, held_out_oracles
+from ltdi_peft.memorisation import between_stored, nearest_distances
 from ltdi_peft.prepare import training_trajectories
-from ltdi_peft.protocol import METHODS, between_stored, cached, nearest_distances, wrong_tasks
+from ltdi_peft.protocol import METHODS, cached, digest, wrong_tasks
 from ltdi_peft.report import markdown, table
+from ltdi_peft.score import make_sheet, pick_shots, score
 from ltdi_peft.statistics import Estimate
 from ltdi_peft.store import TrajectoryStore
 from ltdi_peft.summary import TaskScores, interval, number, summarise
@@ -21,7 +24,9 @@ from ltdi_peft.task import TaskSuite
 
 # `ltdi_peft.evaluate` as an attribute is the function.
 evaluation = importlib.import_module("ltdi_peft.evaluate")
-ALL = ("base", "start", "multi_task_lora", "mean", "nearest", "ridge", "vanilla", "local_consistency")
+ALL = ("base", "in_context", "start", "format_only", "multi_task_lora", "multi_task_lora_4x")
+ALL += ("mean", "mean_noise", "nearest", "ridge", "vanilla", "vanilla+reptile", "naive", "naive+reptile")
+ALL += ("local_consistency", "local_consistency+reptile")
 ALL += ("ours", "ours_wrong_prompt", "oracle_codec", "oracle")
 
 
@@ -187,8 +192,9 @@ class Run:
     """A finished evaluation, and how many tasks each further call scored."""
 
     def __init__(self, folder):
-        self.bench = collected(folder / "run")
-        self.recipe = self.bench.recipe
+        bench = collected(folder / "run")
+        self.recipe = replace(bench.recipe, evaluate=replace(bench.recipe.evaluate, methods=ALL))
+        self.bench = replace(bench, recipe=self.recipe)
         self.results = folder / "results"
         self.deaf = untrained_generator(self.bench, centre="mean")
         self.ours = untrained_generator(self.bench)
@@ -248,6 +254,8 @@ def test_seeds_and_wrong_prompts_are_what_the_recipe_says(result):
     assert counts["ours"] == counts["ridge"] == counts["nearest"] == counts["vanilla"] == 2
     assert counts["ours_wrong_prompt"] == len(one["wrong_tasks"]) == 2
     assert counts["base"] == counts["mean"] == counts["oracle"] == counts["oracle_codec"] == 1
+    assert counts["mean_noise"] == counts["naive+reptile"] == 2
+    assert counts["in_context"] == counts["format_only"] == counts["multi_task_lora_4x"] == 1
     assert one["same_format"]
     assert one["chance"] == pytest.approx(1 / 3)
 
@@ -266,8 +274,10 @@ def test_markdown_is_made_from_the_file(run, result):
     assert text.startswith("# tiny\n")
     assert table(result) in text
     assert all(f"| `{method}` |" in text for method in ALL)
-    for word in ("Paired differences", "Memorisation", "Cost", "Power, unseen tasks", "saw 256 examples"):
+    for word in ("Paired differences", "Memorisation", "Cost", "Power, unseen tasks"):
         assert word in text
+    for rival in ("`multi_task_lora` saw 256", "`multi_task_lora_4x` saw 256", "`format_only` saw 16"):
+        assert f"{rival} examples" in text
 
 
 def test_a_second_call_scores_nothing(run, result, monkeypatch):
@@ -337,7 +347,96 @@ def test_oracle_and_codec_come_from_the_held_out_store(run, result):
         assert adapter_digest(final_adapter(oracle)) == adapter_digest(final_adapter(held_out[name]))
 
 
+# ---- methods that are asked in another way
+
+
+@pytest.fixture(scope="module")
+def opened(run, result):
+    oracles = held_out_oracles(run.recipe, run.bench.suite)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "train_variant", lambda *args, **kwargs: run.deaf)
+        return evaluation.open_protocol(run.recipe, run.bench, run.ours, ALL, oracles, progress=False)
+
+
+def sheets_of(opened, task, prompts, monkeypatch):
+    """Every sheet that `accuracies` makes, by the number of shots."""
+    made, original = {}, protocol.make_sheet
+
+    def kept(*args, shots):
+        made[len(shots)] = original(*args, shots=shots)
+        return made[len(shots)]
+
+    monkeypatch.setattr(protocol, "make_sheet", kept)
+    adapters = {name: METHODS[name](opened, task) for name in ("base", "in_context", "multi_task_lora_4x")}
+    return made, adapters, protocol.accuracies(opened, task, adapters, prompts)
+
+
+@pytest.mark.parametrize("context", ["prompt", "no_prompt"])
+def test_in_context_shows_training_examples_and_nothing_else(opened, context, monkeypatch):
+    task = opened.bench.suite["a/second/twice"]
+    prompts = task.held_out_prompts if context == "prompt" else None
+    made, adapters, _ = sheets_of(opened, task, prompts, monkeypatch)
+    assert sorted(made) == [0, 5]  # the other methods see no example
+    for shown, plain in zip(made[5].rows, made[0].rows, strict=True):
+        words = opened.bench.base.tokenizer.decode(shown.ids[: shown.answer])
+        inputs = [text.split(" Output")[0] for text in words.split("Input : ")[1:]]
+        asked = opened.bench.base.tokenizer.decode(plain.ids).split("Input : ")[1].split(" Output")[0]
+        assert inputs == [e.input for e in pick_shots(task, 5)] + [asked]
+        assert set(inputs[:-1]) <= {e.input for e in task.train}
+        assert not set(inputs[:-1]) & {e.input for e in task.evaluation}
+        assert words.startswith("please" if prompts else "Input")
+        assert shown.ids[shown.answer :] == plain.ids[plain.answer :]
+    assert adapters["in_context"] == [opened.bench.fresh]  # B = 0: the base model
+
+
+def test_each_is_scored_on_its_own_context_and_spec(opened, monkeypatch):
+    task, wide = opened.bench.suite["b/second/plain"], opened.apart["multi_task_lora_4x"]
+    examples, prompts = task.evaluation[:6], task.held_out_prompts
+    _, adapters, found = sheets_of(opened, task, prompts, monkeypatch)
+    for name, bench, count in (("in_context", opened.bench, 5), ("multi_task_lora_4x", wide, 0)):
+        sheet = make_sheet(bench.adapted, examples, prompts, shots=pick_shots(task, count))
+        wanted = score(bench.adapted, sheet, stack_adapters(adapters[name])).accuracy.item()
+        assert found[name] == [pytest.approx(wanted, abs=1e-6)]
+    assert list(found) == list(adapters)
+
+
+def test_errors_leave_out_what_has_no_adapter_or_another_spec(result):
+    for one in result["per_task"].values():
+        assert set(one["error"]) == set(ALL) - {"oracle", "in_context", "multi_task_lora_4x"}
+    errors = result["controls"]["memorisation"]["unseen_tasks"]["relative_error"]
+    assert errors["mean_noise"] > errors["mean"] > 0
+
+
+def test_noise_is_the_same_whenever_it_is_made(opened):
+    tasks = [opened.bench.suite[name] for name in ("a/second/twice", "b/second/plain")]
+    digests = [[adapter_digest(a) for a in opened.noisy(task)] for task in (*tasks, tasks[0])]
+    assert digests[0] == digests[2]
+    assert len({*digests[0], *digests[1]}) == 4  # another for every task and seed
+
+
+def test_what_a_score_depends_on_is_in_its_digest(opened, monkeypatch):
+    known = digest(opened)
+    fixed = {**opened.fixed, "multi_task_lora_4x": opened.apart["multi_task_lora_4x"].fresh}
+    others = [digest(replace(opened, fixed=fixed)), digest(replace(opened, apart={}))]
+    monkeypatch.setitem(protocol.SHOTS, "in_context", 4)
+    assert len({known, *others, digest(opened)}) == 4
+
+
+def test_gradient_steps_are_told(result):
+    trials = result["trials"]
+    # one plain step of the recipe; three inner steps are the least that REPTILE can take
+    assert trials["naive"]["gradient_steps"] == 1
+    assert trials["naive+reptile"]["gradient_steps"] == trials["naive+reptile"]["inner_steps"] == 3
+    assert trials["multi_task_lora_4x"]["rank"] == 8
+
+
 # ---- what bad input gets
+
+
+def test_too_few_examples_for_the_context_are_refused_first(run, monkeypatch):
+    monkeypatch.setitem(protocol.SHOTS, "in_context", 13)
+    with pytest.raises(ValueError, match=r"has 12 training examples; 13 are to stand in context"):
+        evaluate(run.recipe, bench=run.bench, results=run.results, progress=False)
 
 
 def test_missing_oracles_say_what_to_run(tmp_path):

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from ltdi_peft.batched import AdaptedBase
 from ltdi_peft.config import FitConfig
 from ltdi_peft.fit import fit_steps, make_pool
-from ltdi_peft.score import Score, by_example, make_sheet, score
+from ltdi_peft.score import Score, by_example, make_sheet, pick_shots, score
 from ltdi_peft.task import Example, Task
 
 # Two thirds of the answers are w40: a short fit learns these and not the others.
@@ -103,6 +103,26 @@ def test_prompts_take_turns(trained):
     adapted, _ = trained
     sheet = make_sheet(adapted, EXAMPLES[:4], ["w7", "w8"])
     assert [row.ids[0] for row in sheet.rows] == [7, 8, 7, 8]
+
+
+def test_shots_are_in_every_row(trained):
+    adapted, stacked = trained
+    shots = (Example("w30", "w31"), Example("w32", "w33"))
+    sheet, plain = (make_sheet(adapted, EXAMPLES[:4], ["w7", "w8"], shots=s) for s in (shots, ()))
+    question = [row.ids[1 : row.answer] for row in plain.rows]
+    for row, asked in zip(sheet.rows, question, strict=True):
+        assert row.ids[1 : row.answer] == (4, 30, 5, 31, 2, 4, 32, 5, 33, 2, *asked)
+    assert not torch.equal(score(adapted, sheet, stacked).loss, score(adapted, plain, stacked).loss)
+
+
+def test_shots_are_the_first_with_different_answers():
+    pairs = [("a", "x"), ("b", "x"), ("c", "y"), ("d", "x"), ("e", "z"), ("f", "y")]
+    task = Task(name="t", prompts=("p",), train=pairs, evaluation=[("g", "x")])
+    assert [e.input for e in pick_shots(task, 2)] == ["a", "c"]
+    assert [e.input for e in pick_shots(task, 5)] == ["a", "c", "e", "b", "d"]
+    assert pick_shots(task, 0) == ()
+    with pytest.raises(ValueError, match=r"task 't' has 6 training examples; 7 are to stand in context"):
+        pick_shots(task, 7)
 
 
 def test_no_examples_are_refused(trained):

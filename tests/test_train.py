@@ -23,7 +23,6 @@ from ltdi_peft.train import (
     finished,
     told,
     train_generator,
-    train_variant,
     validate,
     validation_runs,
     validation_set,
@@ -138,20 +137,6 @@ def test_other_settings_in_one_output_are_refused(bench, copied):
     changed = copied(train={"steps": 3}, diffusion={"loss": "vanilla"})
     with pytest.raises(ValueError, match=r"other \['recipe.diffusion.loss', 'recipe.train.steps'\]"):
         trained(changed, bench)
-
-
-def test_a_variant_is_made_once(bench, copied, monkeypatch):
-    recipe = copied(train={"steps": 2})
-    diffusion = replace(recipe.diffusion, loss="vanilla", centre="mean")
-    made = train_variant(recipe, bench, "vanilla", diffusion, progress=False)
-    assert made.config.loss == "vanilla"
-    assert made.chain.k == 1
-    monkeypatch.setattr(room, "Session", never)
-    again = train_variant(recipe, bench, "vanilla", diffusion, progress=False)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(made.state_dict().values(), again.state_dict().values(), strict=True)
-    )
 
 
 def test_finished_asks_for_generator_and_settings(world, tmp_path):
