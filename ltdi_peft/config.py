@@ -242,6 +242,42 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class T2LTraining:
+    """Training of the T2L hypernetwork in one of its modes."""
+
+    steps: int = 2000
+    tasks: int = 16  # a step, each with one of its paraphrases
+    learning_rate: float = 1e-3  # peak; linear warm-up, then cosine to 0
+    validate_every: int = 200  # steps between two scores on the validation tasks
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "tasks", "validate_every"):
+            at_least(key, vars(self)[key], 1)
+        positive("learning_rate", self.learning_rate)
+
+
+@dataclass(frozen=True)
+class T2LConfig:
+    """The T2L rival, an MLP hypernetwork (arXiv 2506.06105), trained both ways."""
+
+    hidden: int = 256
+    layers: int = 3  # residual blocks
+    examples: int = 4  # sft: examples a task and step
+    warmup: float = 0.1  # share of the steps
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    reconstruction: T2LTraining = T2LTraining()
+    sft: T2LTraining = T2LTraining(steps=800, tasks=8, validate_every=100)
+
+    def __post_init__(self) -> None:
+        for key in ("hidden", "layers", "examples"):
+            at_least(key, vars(self)[key], 1)
+        share("warmup", self.warmup)
+        at_least("weight_decay", self.weight_decay, 0)
+        positive("max_grad_norm", self.max_grad_norm)
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """The protocol (EVALUATION)."""
 
@@ -255,6 +291,7 @@ class EvaluateConfig:
         "base", "multi_task_lora", "mean", "nearest", "ridge", "vanilla", "local_consistency", "ours",
         "ours_wrong_prompt", "oracle_codec", "oracle",
     )  # fmt: skip
+    t2l: T2LConfig = T2LConfig()
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,9 @@ BAD = {  # text → what the message must say, after the file's name
     "train: {mixed_precision: fp8}": r"train: mixed_precision is 'fp8'",
     "train: {batch_size: 1, units: 2}": r"train: batch_size is 1; it must be at least 2",
     "train: {log_every: 0}": r"train: log_every is 0",
+    "evaluate: {t2l: {hidden: 0}}": r"evaluate: t2l: hidden is 0; it must be at least 1",
+    "evaluate: {t2l: {sft: {tasks: 0}}}": r"evaluate: t2l: sft: tasks is 0",
+    "evaluate: {t2l: {max_grad_norm: 0}}": r"evaluate: t2l: max_grad_norm is 0.0; it must be greater",
 }
 
 
