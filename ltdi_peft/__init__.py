@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; PUBLIC below is the sa
     from ltdi_peft.record import TrajectoryRecorder as TrajectoryRecorder
     from ltdi_peft.record import record as record
     from ltdi_peft.recording import Schedule as Schedule
+    from ltdi_peft.refine import refine as refine
     from ltdi_peft.spec import AdapterSpec as AdapterSpec
     from ltdi_peft.spec import BrokenAdapterError as BrokenAdapterError
     from ltdi_peft.spec import SpecMismatchError as SpecMismatchError
@@ -42,6 +43,7 @@ PUBLIC = {
     "evaluate": "evaluate",
     "generate_adapter": "generate",
     "record": "record",
+    "refine": "refine",
     "train_generator": "train",
 }
 __all__ = list(PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -66,10 +66,11 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     generate.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     generate.add_argument("--generator", help="folder or Hub id; else $LTDI_GENERATOR")
     generate.add_argument("--base-model", help="folder or Hub id; else the generator's own")
-    generate.add_argument(
-        "--examples", type=Path, help="JSONL of [input, answer]; chooses among --candidates"
-    )
-    generate.add_argument("--candidates", type=int, default=1)
+    examples = "JSONL of [input, answer]; for --candidates and --refine-steps"
+    generate.add_argument("--examples", type=Path, help=examples)
+    generate.add_argument("--candidates", type=int, default=1, help="so many, the best on the examples wins")
+    steps = "gradient steps on the examples afterwards"
+    generate.add_argument("--refine-steps", type=int, default=0, help=steps)
     generate.add_argument("--guidance-scale", type=float)
     generate.add_argument("--seed", type=int, default=0)
 
@@ -170,18 +171,25 @@ def generate_folder(known: argparse.Namespace, rest: list[str]) -> None:
     """`ltdi generate PROMPT --out FOLDER`."""
     if known.out.exists():
         raise ValueError(f"{known.out} exists already; nothing is overwritten, choose another --out.")
+    if known.refine_steps and not known.examples:
+        raise ValueError(f"--refine-steps is {known.refine_steps}: give --examples to learn from.")
     from ltdi_peft.adapter import read_adapter, save_adapter_folder, spec_of
     from ltdi_peft.generate import generate_adapter
+    from ltdi_peft.refine import refine
 
+    examples = read_examples(known.examples) if known.examples else []
     model = generate_adapter(
         known.prompt,
         generator=known.generator,
         base_model=known.base_model,
-        examples=read_examples(known.examples) if known.examples else [],
+        # One candidate is enough to refine; else generate_adapter says that examples need several.
+        examples=[] if known.refine_steps and known.candidates == 1 else examples,
         num_candidates=known.candidates,
         guidance_scale=known.guidance_scale,
         seed=known.seed,
     )
+    if known.refine_steps:
+        refine(model, examples, steps=known.refine_steps, prompt=known.prompt, seed=known.seed)
     # PEFT's own save_pretrained writes target_modules in the order of a set: other bytes in every process.
     save_adapter_folder(known.out, spec_of(model), read_adapter(model))
     print(f"written to {known.out}; load it with PeftModel.from_pretrained(base_model, {str(known.out)!r})")

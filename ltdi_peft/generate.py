@@ -68,7 +68,8 @@ def generate_adapter(
     require_free_name(base_model, adapter_name)
     trained = find_generator(generator, revision=revision, token=token, cache_dir=cache_dir)
     if isinstance(base_model, PreTrainedModel | PeftModel):
-        base = wrap_passed(trained, base_model, tokenizer, token=token, cache_dir=cache_dir)
+        named = trained.config.base_model
+        base = wrap_passed(base_model, tokenizer, default_name=named, token=token, cache_dir=cache_dir)
         model = base_model
     else:
         options = {"device": device or best_device(), "dtype": dtype, "load_in_4bit": load_in_4bit}
@@ -109,9 +110,15 @@ def require_candidates(count: int, examples: Sequence[Example | Sequence[str]]) 
             f"num_candidates is {count} with {len(examples)} examples: examples choose among candidates, so "
             f"give both (e.g. num_candidates=8) or neither."
         )
+    as_examples(examples)
+
+
+def as_examples(examples: Sequence[Example | Sequence[str]]) -> list[Example]:
+    """(input, answer) pairs as `Example`s; ValueError for anything else."""
     for example in examples:
-        if not isinstance(example, Example) and len(example) != 2:
+        if not isinstance(example, Example) and (isinstance(example, str) or len(example) != 2):
             raise ValueError(f"an example is an (input, answer) pair or an Example, got {example!r}.")
+    return [one if isinstance(one, Example) else Example(one[0], one[1]) for one in examples]
 
 
 def require_free_name(base_model: object, adapter_name: str) -> None:
@@ -174,18 +181,21 @@ def load_base_of(
 
 
 def wrap_passed(
-    generator: Generator,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
-    token: str | None,
-    cache_dir: str | Path | None,
+    default_name: str,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Base:
-    """A model that the caller loaded, as `Base`; nothing of it is changed, its name neither."""
+    """A model that the caller loaded, as `Base`; nothing of it is changed, its name neither.
+
+    default_name: where the tokenizer of a model without a name is looked for.
+    """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(inner, PreTrainedModel):
         raise ValueError(f"base_model is a {type(inner).__name__}; expected a transformers PreTrainedModel.")
-    name = inner.name_or_path or generator.config.base_model
+    name = inner.name_or_path or default_name
     if tokenizer is None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(
@@ -221,6 +231,7 @@ def require_same_base(generator: Generator, base: Base) -> None:
 def as_base(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Within the block the model is in evaluation mode, its adapters off; afterwards it is as it was."""
     modes = {module: module.training for module in model.modules()}
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval()
     try:
         if isinstance(model, PeftModel):
@@ -231,6 +242,8 @@ def as_base(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+        for parameter, wanted in trained:  # PEFT asks for gradients of whatever it switches on again
+            parameter.requires_grad_(wanted)
 
 
 # ---- choosing and proving
@@ -240,9 +253,8 @@ def best_candidate(
     made: Sequence[GeneratedAdapter], base: Base, examples: Sequence[Example | Sequence[str]], prompt: str
 ) -> GeneratedAdapter:
     """The candidate with the least mean loss on the examples, prompt in context; of equal ones the first."""
-    wanted = [one if isinstance(one, Example) else Example(one[0], one[1]) for one in examples]
     adapted = AdaptedBase(base, made[0].spec.sites)
-    sheet = make_sheet(adapted, wanted, [prompt])
+    sheet = make_sheet(adapted, as_examples(examples), [prompt])
     found = score(adapted, sheet, stack_adapters([one.adapter for one in made], adapted.device))
     return made[int(found.loss.mean(1).argmin())]
 

@@ -189,6 +189,7 @@ def test_generate_refuses(generator_folder, tmp_path, capsys, monkeypatch):
     examples.write_text('["w0 w1 w2", "w1 w1"]\n["only one"]\n')
     line = failed(capsys, *named, "--candidates", 3, "--examples", examples)
     assert 'examples.jsonl:2: expected ["input", "answer"]' in line
+    assert "--refine-steps is 2: give --examples" in failed(capsys, *named, "--refine-steps", 2)
     assert not (tmp_path / "adapter").exists()
 
 
@@ -199,3 +200,14 @@ def test_generate_chooses_by_examples(generator_folder, tmp_path, capsys):
     assert main(["generate", PROMPT, *arguments, "--out", str(tmp_path / "a")]) == 0
     _, adapter = load_adapter_folder(tmp_path / "a")
     assert all(torch.isfinite(b).all() for _, b in adapter.values())
+
+
+def test_generate_refines_by_examples(generator_folder, tmp_path):
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text('["w0 w1 w2", "w1 w1"]\n["w2 w3 w4", "w3 w3"]\n')
+    arguments = ["generate", PROMPT, "--generator", generator_folder, "--examples", str(examples)]
+    assert main([*arguments, "--refine-steps", "2", "--out", str(tmp_path / "refined")]) == 0
+    assert main(["generate", PROMPT, "--generator", generator_folder, "--out", str(tmp_path / "plain")]) == 0
+    (spec, refined), (same_spec, plain) = (load_adapter_folder(tmp_path / n) for n in ("refined", "plain"))
+    assert spec == same_spec
+    assert not any(torch.equal(x, y) for s in plain for x, y in zip(plain[s], refined[s], strict=True))

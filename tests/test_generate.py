@@ -18,7 +18,7 @@ from ltdi_peft import generate as room
 from ltdi_peft.adapter import load_adapter_folder, read_adapter, spec_of
 from ltdi_peft.base import load_base
 from ltdi_peft.batched import AdaptedBase, stack_adapters
-from ltdi_peft.generate import best_candidate, find_generator, generate_adapter
+from ltdi_peft.generate import as_base, best_candidate, find_generator, generate_adapter
 from ltdi_peft.generator import Generator, load_generator
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import BrokenAdapterError, SpecMismatchError
@@ -132,6 +132,15 @@ def test_a_model_in_training_mode_stays_so(model, generator):
     made = generate_adapter(PROMPT, generator=generator, base_model=model)
     assert made.training
     assert made.get_base_model().training
+
+
+def test_gradient_flags_come_back_after_the_adapters_were_off(model):
+    """PEFT asks for gradients of what it switches on again, also of an adapter loaded for inference."""
+    wrapped = get_peft_model(model, LoraConfig(r=3, target_modules=["k_proj"]), "mine").requires_grad_(False)
+    before = flags_of(wrapped)
+    with as_base(wrapped):
+        pass
+    assert flags_of(wrapped) == before
 
 
 def test_a_passed_model_keeps_its_name_or_none(model, generator):

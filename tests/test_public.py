@@ -20,7 +20,8 @@ def run(program):
 
 
 def test_there_are_public_names():
-    assert set(PUBLIC) >= {"Task", "TrajectoryRecorder", "record", "train_generator", "generate_adapter"}
+    doors = {"Task", "TrajectoryRecorder", "record", "train_generator", "generate_adapter", "refine"}
+    assert set(PUBLIC) >= doors
     assert sorted(set(PUBLIC)) == PUBLIC
 
 
@@ -43,11 +44,11 @@ def test_public_methods_are_documented(name):
 def test_functions_named_like_their_modules_stay_functions():
     """An import of ltdi_peft.record makes Python put the module on the package, over the function."""
     program = """
-import ltdi_peft, ltdi_peft.record, ltdi_peft.collect, ltdi_peft.evaluate
-from ltdi_peft import collect, evaluate, record
+import ltdi_peft, ltdi_peft.record, ltdi_peft.collect, ltdi_peft.evaluate, ltdi_peft.refine
+from ltdi_peft import collect, evaluate, record, refine
 for _ in range(2):
-    assert all(map(callable, (ltdi_peft.record, ltdi_peft.collect, ltdi_peft.evaluate)))
-assert all(map(callable, (collect, evaluate, record)))
+    assert all(map(callable, (ltdi_peft.record, ltdi_peft.collect, ltdi_peft.evaluate, ltdi_peft.refine)))
+assert all(map(callable, (collect, evaluate, record, refine)))
 """
     run(program)
 

@@ -1,0 +1,299 @@
+"""The few-shot ladder: what N examples of an unseen task are worth, by five roads (EVALUATION, "Few-shot").
+
+In: a bench, a generator, an adapter to start from, unseen and validation tasks.
+Out: {"16": {"refined": {"accuracy": …, "accuracy_no_prompt": …, "per_task": {…}}, …}, …}.
+Idea: all roads read the same first N training examples, and all gradient roads take equally many steps from
+the same draws; each has its learning rate chosen on validation tasks from a grid of equal size. Tasks share
+a forward pass, and a killed evaluation goes on (`kept_lines`).
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ltdi_peft.baselines import adapter_digest
+from ltdi_peft.batched import stack_adapters, unstack_adapter
+from ltdi_peft.collect import Bench, run_seed
+from ltdi_peft.config import FitConfig
+from ltdi_peft.fit import Pool, fit_steps
+from ltdi_peft.generator import Generator
+from ltdi_peft.kept import Line, hashed, kept_lines
+from ltdi_peft.protocol import generator_digest
+from ltdi_peft.refine import example_pool
+from ltdi_peft.score import Sheet, make_sheet, score
+from ltdi_peft.spec import Adapter
+from ltdi_peft.task import Task
+
+VERSION = 1  # of what a cached line means
+# Road with gradient steps → the adapter that it begins at.
+ORIGINS = {"refined": "generated", "lora": "fresh", "lora_from_start": "start"}
+METHODS = ("generated", "best_of", *ORIGINS)
+# Peak learning rates that are tried: B = 0 has further to go, so its grid lies higher.
+RATES = {
+    "refined": (1e-3, 2e-3, 4e-3, 8e-3),
+    "lora": (2e-3, 4e-3, 8e-3, 1.6e-2),
+    "lora_from_start": (1e-3, 2e-3, 4e-3, 8e-3),
+}
+# Generator seed and guidance scale of the candidates; None is the generator's own scale, so that the first
+# one is the zero-shot adapter. Seeds alone hardly differ.
+CANDIDATES = ((0, None), (1, 0.5), (2, 0.75), (3, 1.0), (4, 1.25), (5, 1.5), (6, 1.75), (7, 2.0))
+CONTEXTS = ("prompt", "no_prompt")
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """What stays the same from task to task."""
+
+    bench: Bench
+    generator: Generator
+    start: Adapter  # of `lora_from_start`: the multi-task start, or the multi-task LoRA
+    folder: Path  # of the cached lines
+    counts: tuple[int, ...] = (4, 16, 64)  # N
+    steps: int = 24  # of every road with gradients
+    batch_size: int = 8
+    examples: int = 100  # evaluation examples of an unseen task
+    validation_examples: int = 32  # of each validation task, to choose learning rates by
+    rates: dict[str, tuple[float, ...]] = field(default_factory=lambda: dict(RATES))
+
+    def __post_init__(self) -> None:
+        if set(self.rates) != set(ORIGINS) or not all(self.rates.values()):
+            raise ValueError(f"rates are needed for {list(ORIGINS)}, at least one each, got {self.rates}.")
+        if not self.counts or min(self.counts) < 1:
+            raise ValueError(f"counts are numbers of examples, at least one number ≥ 1, got {self.counts}.")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One road with gradient steps: its method, number of examples and learning rate."""
+
+    method: str
+    count: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks that are trained together: pools of their first examples, and where their roads begin."""
+
+    tasks: list[Task]
+    pools: list[Pool]
+    origins: list[dict[str, Adapter]]
+
+
+def ladder(
+    few: FewShot, tasks: Sequence[Task], validation: Sequence[Task], *, progress: bool = True
+) -> dict[str, Any]:
+    """Accuracy of every method with every number of examples, in both contexts; for a result's "few_shot".
+
+    Raises ValueError, before anything is trained, for a task with fewer training examples than the largest
+    count or without evaluation examples, and where rates are to be chosen without validation tasks.
+    """
+    require_enough(few, tasks)
+    chosen = chosen_rates(few, validation, progress=progress)
+    fits = {key: Fit(*split_key(key), one["learning_rate"]) for key, one in chosen.items()}
+    about = {"ladder": {key: vars(fit) for key, fit in fits.items()}, "examples": few.examples}
+    about |= {"candidates": CANDIDATES}
+
+    def lines(group: list[Task]) -> list[Line]:
+        made = ladder_adapters(few, group, fits)
+        return [accuracies(few, t, one, few.examples) for t, one in zip(group, made, strict=True)]
+
+    found = lines_of(few, about, tasks, lines, desc="few-shot", progress=progress)
+    return {str(n): {m: method_row(found, f"{n}/{m}", chosen) for m in METHODS} for n in few.counts}
+
+
+def require_enough(few: FewShot, tasks: Sequence[Task]) -> None:
+    """ValueError for a task that the ladder cannot be climbed on."""
+    for task in tasks:
+        if len(task.train) < max(few.counts) or not task.evaluation:
+            raise ValueError(
+                f"task {task.name!r} has {len(task.train)} training and {len(task.evaluation)} evaluation "
+                f"examples; the largest of counts={few.counts} must be there. Leave it out, or lower counts."
+            )
+
+
+def split_key(key: str) -> tuple[str, int]:
+    """(method, count) of "<count>/<method>"."""
+    count, method = key.split("/")
+    return method, int(count)
+
+
+def method_row(found: dict[str, Line], key: str, chosen: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Means over the tasks, each task, and how the learning rate was chosen."""
+    rows = {
+        name: {"accuracy": line[key]["prompt"], "accuracy_no_prompt": line[key]["no_prompt"]}
+        for name, line in found.items()
+    }
+    means = {
+        k: round(statistics.fmean(row[k] for row in rows.values()), 6)
+        for k in ("accuracy", "accuracy_no_prompt")
+    }
+    return means | chosen.get(key, {}) | {"per_task": rows}
+
+
+# ---- learning rates
+
+
+def chosen_rates(
+    few: FewShot, validation: Sequence[Task], *, progress: bool = True
+) -> dict[str, dict[str, Any]]:
+    """ "<count>/<method>" → the rate with the best mean accuracy on validation tasks, and the accuracies.
+
+    Prompt in context, the headline column, as guidance is chosen; of equal rates the lowest.
+    """
+    fits = {f"{n}/{m}/{r}": Fit(m, n, r) for n in few.counts for m in ORIGINS for r in few.rates[m]}
+    if len(fits) == len(few.counts) * len(ORIGINS):
+        return {key.rpartition("/")[0]: {"learning_rate": fit.rate} for key, fit in fits.items()}
+    require_enough(few, validation)
+
+    def lines(group: list[Task]) -> list[Line]:
+        made = fit_adapters(few, open_group(few, group), fits)
+        options = {"examples": few.validation_examples, "contexts": CONTEXTS[:1]}
+        return [accuracies(few, t, one, **options) for t, one in zip(group, made, strict=True)]
+
+    about = {"trials": few.rates, "counts": few.counts, "examples": few.validation_examples}
+    found = lines_of(few, about, validation, lines, desc="few-shot rates", progress=progress)
+    return {
+        f"{n}/{m}": best_rate(found, {r: f"{n}/{m}/{r}" for r in few.rates[m]})
+        for n in few.counts
+        for m in ORIGINS
+    }
+
+
+def best_rate(found: dict[str, Line], keys: dict[float, str]) -> dict[str, Any]:
+    """The learning rate whose lines are best on average (over points too, where a line is a curve)."""
+    if not found:
+        raise ValueError("there are no validation tasks to choose learning rates by; give one rate a method.")
+    accuracy = {
+        rate: round(statistics.fmean(mean_of(line[key]["prompt"]) for line in found.values()), 6)
+        for rate, key in keys.items()
+    }
+    best = min(accuracy, key=lambda rate: (-accuracy[rate], rate))
+    return {"learning_rate": best, "validation_accuracy": {str(r): value for r, value in accuracy.items()}}
+
+
+def mean_of(value: float | list[float]) -> float:
+    """An accuracy, or the mean of a curve of them."""
+    return statistics.fmean(value) if isinstance(value, list) else value
+
+
+# ---- adapters
+
+
+def open_group(few: FewShot, tasks: list[Task]) -> Group:
+    """Rows of the first max(counts) training examples, with training paraphrases, and the three origins."""
+    most = max(few.counts)
+    pools = [example_pool(few.bench.adapted, task.train[:most], task.prompts) for task in tasks]
+    return Group(tasks, pools, [origins(few, task) for task in tasks])
+
+
+def origins(few: FewShot, task: Task) -> dict[str, Adapter]:
+    """Where the roads begin; the generator reads the task's first held-out paraphrase."""
+    generated = candidate(few, task, *CANDIDATES[0])
+    return {"generated": generated, "fresh": few.bench.fresh, "start": few.start}
+
+
+def candidate(few: FewShot, task: Task, seed: int, scale: float | None) -> Adapter:
+    """One generated adapter."""
+    prompt = task.held_out_prompts[:1]
+    (one,) = few.generator.generate(prompt, seed=seed, guidance_scale=scale, base=few.bench.base)
+    return one.adapter
+
+
+def ladder_adapters(few: FewShot, tasks: list[Task], fits: dict[str, Fit]) -> list[dict[str, Adapter]]:
+    """Per task, "<count>/<method>" → its adapter."""
+    group = open_group(few, tasks)
+    made = fit_adapters(few, group, fits)
+    for index, task in enumerate(tasks):
+        others = [candidate(few, task, *one) for one in CANDIDATES[1:]]
+        candidates = [group.origins[index]["generated"], *others]
+        for count in few.counts:
+            made[index][f"{count}/generated"] = candidates[0]
+            made[index][f"{count}/best_of"] = best_of(few, candidates, first_of(group.pools[index], count))
+    return made
+
+
+def fit_adapters(few: FewShot, group: Group, fits: dict[str, Fit]) -> list[dict[str, Adapter]]:
+    """Per task, the adapter of every fit. A and B are trained, as `refine` does."""
+    device, seed = few.bench.adapted.device, run_seed(few.bench.recipe.seed, 0)
+    made: list[dict[str, Adapter]] = [{} for _ in group.tasks]
+    for key, fit in fits.items():
+        stacked = stack_adapters([begin[ORIGINS[fit.method]] for begin in group.origins], device)
+        pools = [first_of(pool, fit.count) for pool in group.pools]
+        config = FitConfig(steps=few.steps, batch_size=few.batch_size, learning_rate=fit.rate)
+        for _ in fit_steps(
+            few.bench.adapted, stacked, pools, config, seeds=[seed] * len(pools), train_a=True
+        ):
+            pass
+        for index, one in enumerate(made):
+            one[key] = unstack_adapter(stacked, index)
+    return made
+
+
+def first_of(pool: Pool, count: int) -> Pool:
+    """The rows of the first `count` examples, with and without a prompt."""
+    kept = (*pool.prompted[:count], *pool.plain[:count])
+    prompted = tuple(range(len(pool.prompted[:count])))
+    plain = tuple(range(len(prompted), len(kept)))
+    return Pool(tuple(pool.rows[i] for i in kept), tuple(pool.inputs[i] for i in kept), prompted, plain)
+
+
+def best_of(few: FewShot, candidates: Sequence[Adapter], pool: Pool) -> Adapter:
+    """The candidate with the least mean loss on the pool's rows, those that the other roads train on."""
+    count = len(pool.rows)
+    sheet = Sheet(pool.rows, pool.inputs, tuple(range(count)), (True,) * count)
+    stacked = stack_adapters(candidates, few.bench.adapted.device)
+    return candidates[int(score(few.bench.adapted, sheet, stacked).loss.mean(1).argmin())]
+
+
+def accuracies(
+    few: FewShot,
+    task: Task,
+    made: dict[str, Adapter],
+    examples: int,
+    contexts: Sequence[str] = CONTEXTS,
+) -> Line:
+    """Accuracy of every adapter on the task's evaluation examples; one under two keys is scored once."""
+    adapted = few.bench.adapted
+    distinct = {id(adapter): adapter for adapter in made.values()}
+    stacked = stack_adapters(list(distinct.values()), adapted.device)
+    line: Line = {key: {} for key in made}
+    for context in contexts:
+        prompts = task.held_out_prompts if context == "prompt" else None
+        values = score(adapted, make_sheet(adapted, task.evaluation[:examples], prompts), stacked).accuracy
+        found = dict(zip(distinct, values.tolist(), strict=True))
+        for key, adapter in made.items():
+            line[key][context] = round(found[id(adapter)], 6)
+    return line
+
+
+def digest(few: FewShot, about: dict[str, Any]) -> str:
+    """16 hex digits of all that a line depends on, but its task."""
+    bench = few.bench
+    same = {
+        "version": VERSION,
+        "base": [bench.base.spec_fingerprint, bench.base.weights_fingerprint, bench.spec.to_dict()],
+        "generator": generator_digest(few.generator),
+        "adapters": [adapter_digest(bench.fresh), adapter_digest(few.start)],
+        "fit": [few.steps, few.batch_size, bench.recipe.seed],
+    }
+    return hashed(same | about)
+
+
+def lines_of(
+    few: FewShot,
+    about: dict[str, Any],
+    tasks: Sequence[Task],
+    make: Callable[[list[Task]], list[Line]],
+    *,
+    keys: dict[str, str] | None = None,
+    desc: str,
+    progress: bool,
+) -> dict[str, Line]:
+    """Task → its line, made or kept; `about` is what the lines depend on beside few and task."""
+    file = few.folder / f"few_shot-{digest(few, about)}.jsonl"
+    keys = keys or {task.name: hashed(task.to_dict()) for task in tasks}
+    together = few.bench.recipe.collect.together
+    return kept_lines(file, tasks, keys, make, together=together, desc=desc, progress=progress)
