@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ltdi_peft.evaluate_config import EvaluateConfig as EvaluateConfig
+from ltdi_peft.evaluate_config import FewShotConfig as FewShotConfig
+from ltdi_peft.evaluate_config import T2LConfig as T2LConfig
+from ltdi_peft.evaluate_config import T2LTraining as T2LTraining
 from ltdi_peft.strict import apply_override as apply_override
 from ltdi_peft.strict import at_least, one_of, positive, read_table, share
 from ltdi_peft.strict import build as build
@@ -242,59 +246,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class T2LTraining:
-    """Training of the T2L hypernetwork in one of its modes."""
-
-    steps: int = 2000
-    tasks: int = 16  # a step, each with one of its paraphrases
-    learning_rate: float = 1e-3  # peak; linear warm-up, then cosine to 0
-    validate_every: int = 200  # steps between two scores on the validation tasks
-
-    def __post_init__(self) -> None:
-        for key in ("steps", "tasks", "validate_every"):
-            at_least(key, vars(self)[key], 1)
-        positive("learning_rate", self.learning_rate)
-
-
-@dataclass(frozen=True)
-class T2LConfig:
-    """The T2L rival, an MLP hypernetwork (arXiv 2506.06105), trained both ways."""
-
-    hidden: int = 256
-    layers: int = 3  # residual blocks
-    examples: int = 4  # sft: examples a task and step
-    warmup: float = 0.1  # share of the steps
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    reconstruction: T2LTraining = T2LTraining()
-    sft: T2LTraining = T2LTraining(steps=800, tasks=8, validate_every=100)
-
-    def __post_init__(self) -> None:
-        for key in ("hidden", "layers", "examples"):
-            at_least(key, vars(self)[key], 1)
-        share("warmup", self.warmup)
-        at_least("weight_decay", self.weight_decay, 0)
-        positive("max_grad_norm", self.max_grad_norm)
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """The protocol (EVALUATION)."""
-
-    examples: int = 100  # evaluation examples a task
-    seeds: int = 3  # generator seeds
-    wrong_prompts: int = 5  # other tasks whose prompt is given in the wrong-prompt control
-    bootstrap: int = 2000  # resamples of the tasks
-    multi_task_steps: int | None = None  # of the rival; None: as many examples as start and runs together
-    # More are in protocol.METHODS (docs/formats.md).
-    methods: tuple[str, ...] = (
-        "base", "multi_task_lora", "mean", "nearest", "ridge", "vanilla", "local_consistency", "ours",
-        "ours_wrong_prompt", "oracle_codec", "oracle",
-    )  # fmt: skip
-    t2l: T2LConfig = T2LConfig()
-
-
-@dataclass(frozen=True)
 class Recipe:
     """Everything a run needs. `output` holds store, generator and results."""
 
@@ -311,7 +262,7 @@ class Recipe:
     denoiser: DenoiserSection = DenoiserSection()
     meta: MetaConfig = MetaConfig()
     train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()  # noqa: RUF009 (frozen, as the others are)
 
     @property
     def folder(self) -> Path:

@@ -9,11 +9,9 @@ are measured by the same program that scores, so a result needs no number from e
 import hashlib
 import importlib.metadata
 import platform
-import statistics
 import subprocess
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,9 @@ from accelerate import PartialState
 from ltdi_peft.baselines import (
     NearestTask,
     RidgeRival,
+    final_adapter,
     fit_ridge_rival,
     mean_adapter,
-    seconds_to_fine_tune,
     tensor_digest,
     timings,
     with_best_guidance,
@@ -34,6 +32,9 @@ from ltdi_peft.baselines import (
 from ltdi_peft.collect import Bench, open_bench, recipe_suite, timed
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe
+from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
+from ltdi_peft.curve import curve
+from ltdi_peft.few_shot import FewShot, ladder
 from ltdi_peft.generator import Generator, load_generator
 from ltdi_peft.guidance import Guidance
 from ltdi_peft.memorisation import between_stored
@@ -43,7 +44,7 @@ from ltdi_peft.multi_task import (
     train_wide_multi_task_lora,
     widened,
 )
-from ltdi_peft.prepare import prepare, training_trajectories
+from ltdi_peft.prepare import TrainingSet, prepare, training_trajectories
 from ltdi_peft.protocol import METHODS, SHOTS, Protocol, digest, score_tasks
 from ltdi_peft.report import markdown
 from ltdi_peft.report import table as table
@@ -51,6 +52,7 @@ from ltdi_peft.score import pick_shots
 from ltdi_peft.spec import require_same_spec
 from ltdi_peft.store import Trajectory, TrajectoryStore
 from ltdi_peft.summary import UNSEEN, TaskScores, summarise
+from ltdi_peft.t2l import FOLDERS, T2LRival, train_t2l
 from ltdi_peft.task import TaskSuite
 from ltdi_peft.train import validation_runs
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
@@ -95,6 +97,8 @@ def evaluate(
     result["controls"]["memorisation"] |= measured["memorisation"]
     prepared = {stage: seconds for stage, seconds in timings(recipe.folder).items() if stage != "evaluate"}
     result["cost"] = costs(measured["cost"], prepared)
+    if recipe.evaluate.few_shot.tasks:
+        result |= few_shot(protocol, progress=progress)
     for name, seconds in (("ours", "generate"), ("oracle", "fine_tune")):
         if name in result["methods"]:
             result["methods"][name]["seconds_per_adapter"] = result["cost"][seconds]["seconds"]
@@ -162,9 +166,50 @@ def open_protocol(
     for name, train in MULTI_TASK.items():
         if name in methods:
             fixed[name], trials[name] = train(apart.get(name, bench), progress=progress)
+    t2l = trained_t2l(bench, prepared.data, runs, encoder, methods, progress=progress)
+    trials |= {name: tried for name, (_, tried) in t2l.items()}
+    hypernetworks = {name: rival for name, (rival, _) in t2l.items()}
     nearest, folder = NearestTask(prepared.data, runs), recipe.folder / "evaluation"
-    made = (generators, fixed, apart, nearest, ridge)
+    made = (generators, fixed, apart, nearest, ridge, hypernetworks)
     return Protocol(recipe, bench, methods, encoder, *made, tuple(runs), oracles, trials, folder)
+
+
+def trained_t2l(
+    bench: Bench,
+    data: TrainingSet,
+    runs: Sequence[Trajectory],
+    encoder: PromptEncoder,
+    methods: Sequence[str],
+    *,
+    progress: bool,
+) -> dict[str, tuple[T2LRival, dict[str, Any]]]:
+    """The hypernetworks among the methods, with their trials."""
+    wanted = {mode: name for mode, name in FOLDERS.items() if name in methods}
+    return {
+        name: train_t2l(bench, data, runs, encoder, mode=mode, progress=progress)
+        for mode, name in wanted.items()
+    }
+
+
+def few_shot(protocol: Protocol, *, progress: bool) -> dict[str, Any]:
+    """The result's sections few_shot and curve, on the first unseen tasks in seen domains."""
+    about, suite = protocol.recipe.evaluate.few_shot, protocol.bench.suite
+    few = FewShot(
+        protocol.bench,
+        protocol.generators["ours"],
+        protocol.fixed.get("multi_task_lora", protocol.fixed["start"]),
+        protocol.folder,
+        counts=about.counts,
+        steps=about.steps,
+        examples=protocol.recipe.evaluate.examples,
+    )
+    tasks = suite.split("unseen_tasks")[: about.tasks]
+    validation = [task for task in suite.split("validation") if task.evaluation][: about.validation]
+    found = {"few_shot": ladder(few, tasks, validation, progress=progress)}
+    if about.curve_steps:
+        oracles = {task.name: final_adapter(protocol.oracles[task.name]) for task in tasks}
+        found["curve"] = curve(few, tasks, validation, oracles, steps=about.curve_steps, progress=progress)
+    return found
 
 
 def guidance_of(generator: Generator) -> dict[str, Any]:
@@ -204,57 +249,6 @@ def measure_once(protocol: Protocol, scores: Sequence[TaskScores]) -> dict[str, 
             ),
         )
     return read_json(file)
-
-
-def seconds_to_generate(
-    generator: Generator, bench: Bench, repeats: int = 10, batch: int = 32
-) -> dict[str, float]:
-    """Median seconds an adapter for condition, chain and decode: one prompt at a time, `batch` together."""
-    prompts = [prompt for task in bench.suite.tasks.values() for prompt in task.held_out_prompts]
-    many = [prompts[i % len(prompts)] for i in range(batch)]
-
-    def seconds(wanted: list[str]) -> float:
-        began = time.perf_counter()
-        generator.generate(wanted, base=bench.base)
-        return (time.perf_counter() - began) / len(wanted)
-
-    seconds(many)  # a warm-up: the encoder is loaded, buffers are made
-    return {
-        "batch_1": statistics.median(seconds([many[i % batch]]) for i in range(repeats)),
-        f"batch_{batch}": statistics.median(seconds(many) for _ in range(3)),
-    }
-
-
-def fine_tunes(protocol: Protocol, scores: Sequence[TaskScores], count: int = 5) -> list[dict[str, Any]]:
-    """Fine-tunes of tasks on which there is a gain to reach, spread over all such tasks."""
-    gains = [one for one in scores if one.mean("prompt", "oracle") > one.mean("prompt", "base")]
-    found = []
-    for one in gains[:: max(1, len(gains) // count)][:count]:
-        base, oracle = one.mean("prompt", "base"), one.mean("prompt", "oracle")
-        task = protocol.bench.suite[one.task]
-        run = seconds_to_fine_tune(protocol.bench, task, base=base, oracle=oracle, examples=one.examples)
-        found.append(asdict(run))
-    return found
-
-
-def costs(measured: dict[str, Any], stages: dict[str, float]) -> dict[str, Any]:
-    """Stages, generation, fine-tuning, speed-up, and the number of tasks after which preparation has paid."""
-    generate = {key: value for key, value in measured.items() if key != "runs"}
-    runs = measured["runs"]
-    tune = statistics.median(run["seconds"] for run in runs) if runs else None
-    saved = tune - generate["batch_1"] if tune is not None else 0.0
-    return {
-        "stages": stages,
-        "generate": {"seconds": generate["batch_1"], **generate},
-        "fine_tune": {
-            "seconds": tune,
-            "steps": statistics.median(run["steps"] for run in runs) if runs else None,
-            "all_reached": all(run["reached"] for run in runs),
-            "runs": runs,
-        },
-        "speed_up": {key: tune / value for key, value in generate.items()} if tune is not None else {},
-        "break_even_tasks": sum(stages.values()) / saved if stages and saved > 0 else None,
-    }
 
 
 def header(protocol: Protocol) -> dict[str, Any]:

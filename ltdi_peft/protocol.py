@@ -30,13 +30,14 @@ from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe, to_dict
 from ltdi_peft.encode import round_trip
 from ltdi_peft.generator import Generator
+from ltdi_peft.kept import whole_lines
 from ltdi_peft.memorisation import nearest_distances, relative_errors
 from ltdi_peft.score import make_sheet, pick_shots, score
 from ltdi_peft.spec import Adapter
 from ltdi_peft.store import Trajectory
 from ltdi_peft.summary import UNSEEN, TaskScores
+from ltdi_peft.t2l import FOLDERS, T2LRival
 from ltdi_peft.task import Task, TaskSuite
-from ltdi_peft.trajectory import replace_file
 from ltdi_peft.variants import VARIANTS
 
 VERSION = 1  # of what a cached score means
@@ -56,6 +57,7 @@ class Protocol:
     apart: dict[str, Bench]  # methods whose adapter has a spec of its own, with the bench laid out for it
     nearest: NearestTask
     ridge: RidgeRival
+    t2l: dict[str, T2LRival]  # "t2l_recon", "t2l_sft"
     stored: tuple[Trajectory, ...]  # training runs
     oracles: dict[str, Trajectory]  # task → its own run, from the held-out store
     trials: dict[str, Any]
@@ -105,6 +107,11 @@ def generator_of(name: str) -> Maker:
     return lambda protocol, task: protocol.generated(name, protocol.prompts(task))
 
 
+def hypernetwork_of(name: str) -> Maker:
+    """What the T2L rival of this name makes of each seed's prompt."""
+    return lambda protocol, task: protocol.t2l[name].adapters(protocol.encoder(protocol.prompts(task)))
+
+
 METHODS: dict[str, Maker] = {
     "base": one_for_all("base"),
     "in_context": one_for_all("base"),
@@ -116,6 +123,7 @@ METHODS: dict[str, Maker] = {
     "mean_noise": lambda p, task: p.noisy(task),
     "nearest": lambda p, task: p.nearest.adapters(p.encoder(p.prompts(task))),
     "ridge": lambda p, task: p.ridge.adapters(p.encoder(p.prompts(task))),
+    **{name: hypernetwork_of(name) for name in FOLDERS.values()},
     **{name: generator_of(name) for name in VARIANTS},
     "ours": generator_of("ours"),
     "ours_wrong_prompt": lambda p, task: p.generated("ours", p.wrong_prompts(task)),
@@ -155,7 +163,7 @@ def score_tasks(protocol: Protocol, *, progress: bool) -> list[TaskScores]:
     """Every unseen task's scores; what the cache holds is not scored again."""
     file = protocol.folder / f"{digest(protocol)}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    known = {one.task: one for one in cached(file)}
+    known = {one.task: one for one in (TaskScores(**line) for line in whole_lines(file))}
     tasks = [(split, task) for split in UNSEEN for task in protocol.bench.suite.split(split)]
     with tqdm(tasks, desc="evaluation", disable=not progress, unit="task") as bar:
         for split, task in bar:
@@ -164,17 +172,6 @@ def score_tasks(protocol: Protocol, *, progress: bool) -> list[TaskScores]:
                 with file.open("a") as out:
                     out.write(json.dumps(asdict(known[task.name])) + "\n")
     return [known[task.name] for _, task in tasks]
-
-
-def cached(file: Path) -> list[TaskScores]:
-    """Whole lines of a cache; a last line that a killed process left unfinished is cut off."""
-    if not file.is_file():
-        return []
-    whole = file.read_bytes()
-    kept = whole[: whole.rfind(b"\n") + 1]
-    if kept != whole:
-        replace_file(file, kept)
-    return [TaskScores(**json.loads(line)) for line in kept.splitlines()]
 
 
 def digest(protocol: Protocol) -> str:
@@ -193,6 +190,7 @@ def digest(protocol: Protocol) -> str:
         "generators": {name: generator_digest(one) for name, one in protocol.generators.items()},
         "fixed": {name: adapter_digest(adapter) for name, adapter in protocol.fixed.items()},
         "apart": {name: one.spec.to_dict() for name, one in protocol.apart.items()},
+        "t2l": {name: rival.digest() for name, rival in protocol.t2l.items()},
         "ridge": [asdict(ridge.guidance), tensor_digest([ridge.ridge.weight, ridge.mean])],
         # The loss of the last step, all its digits, tells two runs of one name apart.
         "runs": [

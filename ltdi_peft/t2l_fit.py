@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from ltdi_peft.baselines import VALIDATION_EXAMPLES, final_adapter
+from ltdi_peft.baselines import final_adapter
 from ltdi_peft.collect import Bench, run_seed
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import T2LConfig, T2LTraining
 from ltdi_peft.fit import Pool, draws, losses, make_pool, scheduled
 from ltdi_peft.guidance import trials
 from ltdi_peft.hypernetwork import Differences, Hypernetwork, guided, mean_difference
+from ltdi_peft.multi_task import VALIDATION_EXAMPLES
 from ltdi_peft.prepare import TrainingSet
 from ltdi_peft.score import Sheet, make_sheet, score
 from ltdi_peft.store import Trajectory

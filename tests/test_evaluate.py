@@ -11,10 +11,12 @@ from tiny_bench import SPLITS, collected, tiny_recipe, tiny_suite, tiny_task, un
 from ltdi_peft import protocol
 from ltdi_peft.baselines import adapter_digest, final_adapter
 from ltdi_peft.batched import stack_adapters
+from ltdi_peft.config import FewShotConfig, T2LConfig, T2LTraining
 from ltdi_peft.evaluate import chosen_methods, costs, evaluate, held_out_oracles
+from ltdi_peft.kept import whole_lines
 from ltdi_peft.memorisation import between_stored, nearest_distances
 from ltdi_peft.prepare import training_trajectories
-from ltdi_peft.protocol import METHODS, cached, digest, wrong_tasks
+from ltdi_peft.protocol import METHODS, digest, wrong_tasks
 from ltdi_peft.report import markdown, table
 from ltdi_peft.score import make_sheet, pick_shots, score
 from ltdi_peft.statistics import Estimate
@@ -25,7 +27,8 @@ from ltdi_peft.task import TaskSuite
 # `ltdi_peft.evaluate` as an attribute is the function.
 evaluation = importlib.import_module("ltdi_peft.evaluate")
 ALL = ("base", "in_context", "start", "format_only", "multi_task_lora", "multi_task_lora_4x")
-ALL += ("mean", "mean_noise", "nearest", "ridge", "vanilla", "vanilla+reptile", "naive", "naive+reptile")
+ALL += ("mean", "mean_noise", "nearest", "ridge", "t2l_recon", "t2l_sft")
+ALL += ("vanilla", "vanilla+reptile", "naive", "naive+reptile")
 ALL += ("local_consistency", "local_consistency+reptile")
 ALL += ("ours", "ours_wrong_prompt", "oracle_codec", "oracle")
 
@@ -193,7 +196,14 @@ class Run:
 
     def __init__(self, folder):
         bench = collected(folder / "run")
-        self.recipe = replace(bench.recipe, evaluate=replace(bench.recipe.evaluate, methods=ALL))
+        short = T2LTraining(steps=2, tasks=2, validate_every=2)
+        evaluate_ = replace(
+            bench.recipe.evaluate,
+            methods=ALL,
+            t2l=T2LConfig(hidden=8, layers=1, examples=2, reconstruction=short, sft=short),
+            few_shot=FewShotConfig(tasks=2, validation=1, counts=(2, 3), steps=1, curve_steps=1),
+        )
+        self.recipe = replace(bench.recipe, evaluate=evaluate_)
         self.bench = replace(bench, recipe=self.recipe)
         self.results = folder / "results"
         self.deaf = untrained_generator(self.bench, centre="mean")
@@ -231,7 +241,7 @@ def test_result_file_has_the_format_of_the_protocol(run, result):
     on_disk = json.loads((run.results / "tiny.json").read_text())
     assert on_disk == json.loads(json.dumps(result))
     wanted = ["recipe", "commit", "date", "machine", "versions", "seeds", "base_model", "suite", "trials"]
-    wanted += ["methods", "paired", "controls", "power", "per_task", "cost"]
+    wanted += ["methods", "paired", "controls", "power", "per_task", "cost", "few_shot", "curve"]
     assert list(on_disk) == wanted
     assert tuple(on_disk["methods"]) == ALL
     assert on_disk["seeds"] == [0, 1]
@@ -280,11 +290,22 @@ def test_markdown_is_made_from_the_file(run, result):
         assert f"{rival} examples" in text
 
 
+def test_the_ladder_and_the_curve_are_in_the_file(run, result):
+    tasks = set(SPLITS["unseen_tasks"][:2])
+    assert set(result["few_shot"]) == {"2", "3"}
+    for rows in result["few_shot"].values():
+        assert set(rows) == {"generated", "best_of", "refined", "lora", "lora_from_start"}
+        assert all(set(row["per_task"]) == tasks for row in rows.values())
+    assert result["curve"]["points"] == [0, 1]
+    zero_shot = result["few_shot"]["2"]["generated"]["accuracy"]
+    assert result["curve"]["generated"]["accuracy"][0] == pytest.approx(zero_shot)
+
+
 def test_a_second_call_scores_nothing(run, result, monkeypatch):
     def never(*args, **kwargs):
         raise RuntimeError("measured again")
 
-    for name in ("with_best_guidance", "between_stored", "seconds_to_generate", "seconds_to_fine_tune"):
+    for name in ("with_best_guidance", "between_stored", "seconds_to_generate", "fine_tunes"):
         monkeypatch.setattr(evaluation, name, never)
     again = run()
     assert run.scored == []
@@ -293,13 +314,13 @@ def test_a_second_call_scores_nothing(run, result, monkeypatch):
 
 
 def test_a_killed_evaluation_goes_on(run, result):
-    (file,) = (run.recipe.folder / "evaluation").glob("*.jsonl")
+    (file,) = (run.recipe.folder / "evaluation").glob(f"{16 * '?'}.jsonl")
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:2]) + lines[2][: len(lines[2]) // 2])  # killed while writing the third
     again = run()
     assert run.scored == [*SPLITS["unseen_tasks"], *SPLITS["unseen_domains"]][2:]
     assert again["per_task"] == result["per_task"]
-    assert len(cached(file)) == 5
+    assert len(whole_lines(file)) == 5
 
 
 def test_another_generator_is_scored_anew_and_a_deaf_one_is_detected(run, result):

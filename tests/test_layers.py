@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ltdi_peft"
 ROOMS = (  # from the top; a room may import those before it
     "strict",
+    "evaluate_config",
     "config",
     "suite",
     "task",
@@ -56,6 +57,7 @@ ROOMS = (  # from the top; a room may import those before it
     "protocol",
     "few_shot",
     "curve",
+    "cost",
     "report",
     "evaluate",
     "plot",
