@@ -13,6 +13,7 @@ import os
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ FORMAT_VERSION = 1
 HEADER = "ltdi_codec"  # the one key of the file's metadata; its value is JSON
 BASIS_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 CPU = torch.device("cpu")
+TOGETHER = 32  # adapters that are encoded in one matrix product
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +56,12 @@ class _Row:
         x = token[:, : self.used] * self.scale
         return x if self.basis is None else x @ self.basis
 
-    def token(self, x: Float[Tensor, " dim"]) -> Float[Tensor, " used"]:
-        """The token whose coordinates are nearest to x, so encode(decode(z)) = z also for a float16 basis."""
+    def tokens(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch used"]:
+        """The tokens whose coordinates are nearest to x: encode(decode(z)) = z also for a float16 basis."""
         if self.basis is None or self.gram is None:
             return x / self.scale
-        inner = self.basis @ x.to(self.basis.dtype)
-        return torch.cholesky_solve(inner[:, None], self.gram)[:, 0] / self.scale
+        inner = self.basis @ x.to(self.basis.dtype).mT
+        return torch.cholesky_solve(inner, self.gram).mT / self.scale
 
 
 def _row(
@@ -81,7 +83,7 @@ class _TokenEnergy:
         self.energy = 0.0
 
     def add(self, x: Float[Tensor, " dim"]) -> None:
-        self.energy += float(self.row.token(x).double().square().sum())
+        self.energy += float(self.row.tokens(x[None]).double().square().sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,16 +186,26 @@ class AdapterCodec:
 
     def encode(self, adapter: Adapter, where: str = "adapter") -> Float[Tensor, "site width"]:
         """Float32 tokens on the CPU. Raises ValueError, naming `where`, for an adapter that does not fit."""
-        require_spec_sites(adapter, self.spec, where)
-        tokens = torch.zeros(len(self.frames), self.width)
-        for token, row, frame in zip(tokens, self._at(CPU, torch.float32), self.frames, strict=True):
-            token[: row.used] = row.token(frame.coordinates(adapter, where))
-        return tokens
+        return self._encoded([(adapter, where)])[0]
 
     def encode_many(self, adapters: Iterable[Adapter]) -> Float[Tensor, "adapter site width"]:
-        """`encode` of each; they are read one at a time."""
-        tokens = [self.encode(adapter, f"adapter {i}") for i, adapter in enumerate(adapters, start=1)]
-        return torch.stack(tokens) if tokens else torch.zeros(0, len(self.frames), self.width)
+        """`encode` of each, up to rounding; at most `TOGETHER` adapters are in memory at a time.
+
+        A basis is some MB a site: read once for many adapters instead of once for each.
+        """
+        named = ((adapter, f"adapter {i}") for i, adapter in enumerate(adapters, start=1))
+        parts = [self._encoded(part) for part in iter(lambda: list(islice(named, TOGETHER)), [])]
+        return torch.cat([torch.zeros(0, len(self.frames), self.width), *parts])
+
+    def _encoded(self, adapters: Sequence[tuple[Adapter, str]]) -> Float[Tensor, "adapter site width"]:
+        """Tokens of adapters, each with the words that name it in an error."""
+        for adapter, where in adapters:
+            require_spec_sites(adapter, self.spec, where)
+        tokens = torch.zeros(len(adapters), len(self.frames), self.width)
+        for site, (row, frame) in enumerate(zip(self._at(CPU, torch.float32), self.frames, strict=True)):
+            x = torch.stack([frame.coordinates(adapter, where) for adapter, where in adapters])
+            tokens[:, site, : row.used] = row.tokens(x)
+        return tokens
 
     def decode(self, tokens: Float[Tensor, "site width"]) -> Adapter:
         """The adapter of the tokens: float32, CPU, contiguous. decode(0) is the gauge's origin."""

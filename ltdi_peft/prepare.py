@@ -161,8 +161,8 @@ def encode_targets(
     file = cache_file(recipe, runs, "tokens")
     if not file.exists():
         k = recipe.diffusion.k
-        tokens = [codec.encode_many(run.adapter(s) for s in run.local_targets(k)) for run in runs]
-        replace_file(file, save({"tokens": torch.stack(tokens)}))
+        tokens = codec.encode_many(run.adapter(s) for run in runs for s in run.local_targets(k))
+        replace_file(file, save({"tokens": tokens.view(len(runs), k, *tokens.shape[1:])}))
     return load_file(file)["tokens"]
 
 
