@@ -42,6 +42,7 @@ from ltdi_peft.multi_task import (
     train_format_only,
     train_multi_task_lora,
     train_wide_multi_task_lora,
+    validation_tasks,
     widened,
 )
 from ltdi_peft.prepare import TrainingSet, prepare, training_trajectories
@@ -204,7 +205,7 @@ def few_shot(protocol: Protocol, *, progress: bool) -> dict[str, Any]:
         examples=protocol.recipe.evaluate.examples,
     )
     tasks = suite.split("unseen_tasks")[: about.tasks]
-    validation = [task for task in suite.split("validation") if task.evaluation][: about.validation]
+    validation = validation_tasks(protocol.bench)[: about.validation]
     found = {"few_shot": ladder(few, tasks, validation, progress=progress)}
     if about.curve_steps:
         oracles = {task.name: final_adapter(protocol.oracles[task.name]) for task in tasks}

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from ltdi_peft.batched import AdaptedBase, Row, Stacked, make_row
 from ltdi_peft.config import FitConfig
+from ltdi_peft.score import summed
 from ltdi_peft.task import Task
 
 PIECE_ROWS = 32  # rows a forward pass: enough for full speed on two cores, few enough to be of like length
@@ -134,13 +135,6 @@ def backward(
         loss.sum().backward(inputs=leaves)
         total = total + loss.detach()
     return total
-
-
-def summed(
-    values: Float[Tensor, " position"], owner: Int[Tensor, " position"], count: int
-) -> Float[Tensor, " owner"]:
-    """The sum of the values of each owner 0 … count − 1."""
-    return torch.zeros(count, dtype=values.dtype, device=values.device).index_add(0, owner, values)
 
 
 def fit_steps(

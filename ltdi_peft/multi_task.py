@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -155,14 +156,24 @@ def made_once(
         save_adapter_folder(folder, bench.spec, adapter, overwrite=True)
         replace_file(folder / "curve.json", json_bytes({"plan": plan, "curve": curve}))
     report = read_json(folder / "curve.json")
-    if changed := sorted(key for key in plan if report["plan"].get(key) != plan[key]):
+    require_same_plan(folder, report["plan"], plan)
+    shown = ("rule", "shortened", "rank", "examples")
+    about = {key: plan[key] for key in shown if key in plan} | {"steps": plan["fit"]["steps"]}
+    return load_adapter_folder(folder, expected=bench.spec)[1], about | {"curve": report["curve"]}
+
+
+def require_same_plan(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """ValueError with the names of what differs."""
+    if changed := sorted(key for key in new if old.get(key) != new[key]):
         raise ValueError(
             f"{folder} was trained with another {changed}. Remove the folder to train it again, or give the "
             f"run another `output`."
         )
-    shown = ("rule", "shortened", "rank", "examples")
-    about = {key: plan[key] for key in shown if key in plan} | {"steps": plan["fit"]["steps"]}
-    return load_adapter_folder(folder, expected=bench.spec)[1], about | {"curve": report["curve"]}
+
+
+def validation_tasks(bench: Bench) -> list[Task]:
+    """The validation tasks that can be scored."""
+    return [task for task in bench.suite.split("validation") if task.evaluation]
 
 
 def fit_multi_task(
@@ -171,8 +182,7 @@ def fit_multi_task(
     """Train on `tasks` together; the best adapter on validation tasks (or the start) and the curve."""
     sheets = [
         make_sheet(bench.adapted, task.evaluation[:VALIDATION_EXAMPLES], task.held_out_prompts)
-        for task in bench.suite.split("validation")
-        if task.evaluation
+        for task in validation_tasks(bench)
     ]
     pool = shared_pool(bench, tasks, config, progress=progress)
     stacked = stack_adapters([start], bench.adapted.device)

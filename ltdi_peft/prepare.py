@@ -160,10 +160,16 @@ def encode_targets(
     """Tokens of every local target of every run, cached beside the codec."""
     file = cache_file(recipe, runs, "tokens")
     if not file.exists():
-        k = recipe.diffusion.k
-        tokens = codec.encode_many(run.adapter(s) for run in runs for s in run.local_targets(k))
-        replace_file(file, save({"tokens": tokens.view(len(runs), k, *tokens.shape[1:])}))
+        replace_file(file, save({"tokens": encoded_targets(codec, runs, recipe.diffusion.k)}))
     return load_file(file)["tokens"]
+
+
+def encoded_targets(
+    codec: AdapterCodec, runs: Sequence[Trajectory], k: int
+) -> Float[Tensor, "run k site width"]:
+    """Tokens of the k local targets of every run."""
+    tokens = codec.encode_many(run.adapter(s) for run in runs for s in run.local_targets(k))
+    return tokens.view(len(runs), k, *tokens.shape[1:])
 
 
 def training_set(

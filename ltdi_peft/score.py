@@ -106,10 +106,10 @@ def score(base: AdaptedBase, sheet: Sheet, stacked: Stacked) -> Score:
 
 
 def summed(
-    values: Float[Tensor, " position"], owner: Int[Tensor, " position"], rows: int
-) -> Float[Tensor, " row"]:
-    """Sum of the values of each row."""
-    return torch.zeros(rows, dtype=values.dtype, device=values.device).index_add(0, owner, values)
+    values: Float[Tensor, " position"], owner: Int[Tensor, " position"], count: int
+) -> Float[Tensor, " owner"]:
+    """The sum of the values of each owner 0 … count − 1."""
+    return torch.zeros(count, dtype=values.dtype, device=values.device).index_add(0, owner, values)
 
 
 def by_example(sheet: Sheet, exact: Bool[Tensor, "adapter row"], loss: Float[Tensor, "adapter row"]) -> Score:

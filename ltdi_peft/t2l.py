@@ -35,11 +35,12 @@ from ltdi_peft.hypernetwork import (
     mean_difference,
     parameter_count,
 )
+from ltdi_peft.multi_task import require_same_plan, validation_tasks
 from ltdi_peft.prepare import TrainingSet
 from ltdi_peft.spec import Adapter, require_same_spec
 from ltdi_peft.store import Trajectory
 from ltdi_peft.strict import one_of
-from ltdi_peft.t2l_fit import fit_t2l, kept_state, validation_tasks
+from ltdi_peft.t2l_fit import fit_t2l, kept_state
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 FOLDERS = {"reconstruction": "t2l_recon", "sft": "t2l_sft"}  # mode → folder in `output`, and method
@@ -149,15 +150,6 @@ def t2l_plan(bench: Bench, data: TrainingSet, runs: Sequence[Trajectory], mode: 
 def without(table: dict[str, Any], *keys: str) -> dict[str, Any]:
     """A copy that lacks these keys."""
     return {key: value for key, value in table.items() if key not in keys}
-
-
-def require_same_plan(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """ValueError with the names of what differs."""
-    if changed := sorted(key for key in new if old.get(key) != new[key]):
-        raise ValueError(
-            f"{folder} was trained with another {changed}. Remove the folder to train it again, or give the "
-            f"run another `output`."
-        )
 
 
 def make_network(bench: Bench, data: TrainingSet, start: Adapter) -> Hypernetwork:

@@ -24,11 +24,10 @@ from ltdi_peft.config import T2LConfig, T2LTraining
 from ltdi_peft.fit import Pool, draws, losses, make_pool, scheduled
 from ltdi_peft.guidance import trials
 from ltdi_peft.hypernetwork import Differences, Hypernetwork, guided, mean_difference
-from ltdi_peft.multi_task import VALIDATION_EXAMPLES
+from ltdi_peft.multi_task import VALIDATION_EXAMPLES, validation_tasks
 from ltdi_peft.prepare import TrainingSet
 from ltdi_peft.score import Sheet, make_sheet, score
 from ltdi_peft.store import Trajectory
-from ltdi_peft.task import Task
 
 Loss = Callable[[Int[Tensor, " row"], Float[Tensor, "row condition"]], Tensor]
 """Training tasks and a condition of each → the scalar that a step minimises."""
@@ -155,11 +154,6 @@ def sft_loss(bench: Bench, network: Hypernetwork, pools: Sequence[Pool], config:
 
 
 # ---- validation
-
-
-def validation_tasks(bench: Bench) -> list[Task]:
-    """Those that can be scored."""
-    return [task for task in bench.suite.split("validation") if task.evaluation]
 
 
 @dataclass(frozen=True)

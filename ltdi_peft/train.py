@@ -32,6 +32,7 @@ from ltdi_peft.guidance import SCALE_EXAMPLES, best_guidance, choose_guidance
 from ltdi_peft.launch import on_cpu
 from ltdi_peft.prepare import (
     Prepared,
+    encoded_targets,
     prepare,
     require_kept,
     require_one_frame,
@@ -253,10 +254,9 @@ def validation_set(
     prepared: Prepared, runs: Sequence[Trajectory], encoder: PromptEncoder, bench: Bench
 ) -> Validation:
     """From the held-out runs of validation tasks."""
-    k = prepared.data.tokens.shape[1]
-    tokens = [prepared.codec.encode_many(run.adapter(s) for s in run.local_targets(k)) for run in runs]
+    tokens = encoded_targets(prepared.codec, runs, prepared.data.tokens.shape[1])
     prompts = [bench.suite[run.task.name].held_out_prompts[0] for run in runs]
-    return Validation(torch.stack(tokens), encoder(prompts))
+    return Validation(tokens, encoder(prompts))
 
 
 @torch.no_grad()
