@@ -35,6 +35,7 @@ from ltdi_peft.config import Recipe
 from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
 from ltdi_peft.curve import curve
 from ltdi_peft.few_shot import FewShot, ladder
+from ltdi_peft.flops import count_flops
 from ltdi_peft.generator import Generator, load_generator
 from ltdi_peft.guidance import Guidance
 from ltdi_peft.memorisation import between_stored
@@ -243,10 +244,14 @@ def measure_once(protocol: Protocol, scores: Sequence[TaskScores]) -> dict[str, 
     if not file.is_file():
         memorisation = between_stored(protocol.bench.spec, protocol.stored)
         generate = seconds_to_generate(protocol.generators["ours"], protocol.bench)
+        flops = count_flops(protocol.generators["ours"], protocol.bench)
         replace_file(
             file,
             json_bytes(
-                {"memorisation": memorisation, "cost": {**generate, "runs": fine_tunes(protocol, scores)}}
+                {
+                    "memorisation": memorisation,
+                    "cost": {**generate, "flops": flops, "runs": fine_tunes(protocol, scores)},
+                }
             ),
         )
     return read_json(file)

@@ -63,7 +63,8 @@ def test_too_long_prompts_are_refused(encoder):
 
 def test_unknown_encoders_are_refused():
     with pytest.raises(
-        ValueError, match=r"condition.encoder is 'bert'; known encoders are \['base', 'minilm', 'minilm_words'\]"
+        ValueError,
+        match=r"condition.encoder is 'bert'; known encoders are \['base', 'minilm', 'minilm_words'\]",
     ):
         PromptEncoder("bert")
     with pytest.raises(ValueError, match="'base' needs the base model"):

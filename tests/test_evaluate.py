@@ -487,8 +487,10 @@ def test_a_missing_generator_is_refused(run, result):
 
 def test_speed_up_and_break_even_by_hand():
     runs = [{"seconds": s, "steps": 8, "reached": True} for s in (2.0, 4.0, 100.0)]
-    found = costs({"batch_1": 0.5, "batch_32": 0.1, "runs": runs}, {"collect": 60.0, "train": 10.0})
+    measured = {"batch_1": 0.5, "batch_32": 0.1, "flops": {"generate": 7.0}}
+    found = costs({**measured, "runs": runs}, {"collect": 60.0, "train": 10.0})
     assert found["fine_tune"]["seconds"] == 4.0
     assert found["speed_up"] == {"batch_1": 8.0, "batch_32": 40.0}
     assert found["break_even_tasks"] == 20.0
-    assert costs({"batch_1": 0.5, "batch_32": 0.1, "runs": []}, {})["speed_up"] == {}
+    assert found["flops"] == {"generate": 7.0}
+    assert costs({**measured, "runs": []}, {})["speed_up"] == {}

@@ -57,6 +57,7 @@ ROOMS = (  # from the top; a room may import those before it
     "protocol",
     "few_shot",
     "curve",
+    "flops",
     "cost",
     "report",
     "evaluate",
