@@ -55,7 +55,24 @@ def make_parser() -> argparse.ArgumentParser:
     inspect.add_argument("store", type=Path)
     inspect.add_argument("--json", action="store_true", help="one JSON object a line")
     add_generate(commands)
+    add_push(commands)
     return parser
+
+
+def add_push(commands: argparse._SubParsersAction) -> None:
+    """`ltdi push`."""
+    about = "push an adapter, a generator or a store to the Hub"
+    push = add(commands, "push", push_folder, about, "ltdi push french me/french")
+    push.add_argument("folder", type=Path, help="an adapter's, a generator's or a store's folder")
+    push.add_argument("repo_id", help="owner/name, or a name of yours")
+    push.add_argument("--public", action="store_true", help="anyone may read it; else it is private")
+    push.add_argument("--revision", help="branch; created where it is missing")
+    push.add_argument("--overwrite", action="store_true", help="replace what the branch holds")
+    push.add_argument("--message", default="Push with ltdi_peft", help="of the commit")
+    push.add_argument("--base-model", help="Hub id to name, for a base model that was loaded from a folder")
+    push.add_argument("--license", help="a Hub licence id for the page, e.g. apache-2.0")
+    push.add_argument("--store", type=Path, help="the generator's runs, to tell an adapter's nearest of them")
+    push.add_argument("--json", action="store_true", help="one JSON object")
 
 
 def add_generate(commands: argparse._SubParsersAction) -> None:
@@ -173,8 +190,8 @@ def generate_folder(known: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError(f"{known.out} exists already; nothing is overwritten, choose another --out.")
     if known.refine_steps and not known.examples:
         raise ValueError(f"--refine-steps is {known.refine_steps}: give --examples to learn from.")
-    from ltdi_peft.adapter import read_adapter, save_adapter_folder, spec_of
     from ltdi_peft.generate import generate_adapter
+    from ltdi_peft.publish import save_adapter
     from ltdi_peft.refine import refine
 
     examples = read_examples(known.examples) if known.examples else []
@@ -191,8 +208,21 @@ def generate_folder(known: argparse.Namespace, rest: list[str]) -> None:
     if known.refine_steps:
         refine(model, examples, steps=known.refine_steps, prompt=known.prompt, seed=known.seed)
     # PEFT's own save_pretrained writes target_modules in the order of a set: other bytes in every process.
-    save_adapter_folder(known.out, spec_of(model), read_adapter(model))
+    save_adapter(model, known.out)
     print(f"written to {known.out}; load it with PeftModel.from_pretrained(base_model, {str(known.out)!r})")
+
+
+def push_folder(known: argparse.Namespace, rest: list[str]) -> None:
+    """`ltdi push FOLDER REPO_ID`."""
+    from ltdi_peft.publish import push
+
+    names = ("revision", "overwrite", "message", "base_model", "license", "store")
+    options = {name: vars(known)[name] for name in names}
+    done = push(known.folder, known.repo_id, private=not known.public, **options)
+    if known.json:
+        print(json.dumps(vars(done)))
+    else:
+        print(f"{'private' if done.private else 'public'} {done.repo_type} {done.repo_id}: {done.url}")
 
 
 def read_examples(path: Path) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from ltdi_peft.cli import main, make_parser, one_line
 from ltdi_peft.generator import load_generator
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*was scaled into the range:UserWarning")
-COMMANDS = ("collect", "train", "evaluate", "tasks", "inspect", "generate")
+COMMANDS = ("collect", "train", "evaluate", "tasks", "inspect", "generate", "push")
 PROMPT = "please a second twice"
 
 
@@ -174,7 +174,7 @@ def test_equal_seeds_are_equal_bytes_in_two_processes(generator_folder, tmp_path
     assert main([*arguments, str(tmp_path / "one")]) == 0
     said = run("-m", "ltdi_peft.cli", *arguments, tmp_path / "two", PYTHONHASHSEED="7")
     assert said.returncode == 0, said.stderr
-    for file in ("adapter_model.safetensors", "adapter_config.json"):
+    for file in ("adapter_model.safetensors", "adapter_config.json", "provenance.json", "README.md"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from ltdi_peft.baselines import adapter_digest, final_adapter
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.config import FewShotConfig, T2LConfig, T2LTraining
 from ltdi_peft.evaluate import chosen_methods, costs, evaluate, held_out_oracles
+from ltdi_peft.generator import load_generator
 from ltdi_peft.kept import whole_lines
 from ltdi_peft.memorisation import between_stored, nearest_distances
 from ltdi_peft.prepare import training_trajectories
@@ -483,6 +485,20 @@ def test_unknown_methods_are_refused(tmp_path):
 def test_a_missing_generator_is_refused(run, result):
     with pytest.raises(FileNotFoundError, match="ltdi train"):
         evaluate(run.recipe, bench=run.bench, results=run.results, progress=False)
+
+
+def test_an_evaluated_generator_keeps_its_scores(run, result, monkeypatch):
+    monkeypatch.setattr(evaluation, "train_variant", lambda *args, **kwargs: run.deaf)
+    folder = run.recipe.generator_folder
+    run.ours.save_pretrained(folder)
+    found = evaluate(run.recipe, bench=run.bench, results=run.results, progress=False)
+    scores = load_generator(folder).scores
+    shutil.rmtree(folder)
+    assert scores["recipe"] == run.recipe.name
+    row = found["methods"]["ours"]["unseen_tasks"]
+    kept = {key: row[key] for key in ("tasks", "accuracy", "G", "ci")}
+    assert scores["methods"]["ours"]["unseen_tasks"] == kept
+    assert set(scores["methods"]) == set(found["methods"])
 
 
 def test_speed_up_and_break_even_by_hand():

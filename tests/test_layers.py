@@ -14,6 +14,7 @@ ROOMS = (  # from the top; a room may import those before it
     "task",
     "wheel",
     "base",
+    "hub",
     "spec",
     "adapter",
     "trajectory",
@@ -36,7 +37,10 @@ ROOMS = (  # from the top; a room may import those before it
     "diffusion",
     "denoiser",
     "meta",
+    "provenance",
+    "cards",
     "generator_config",
+    "generated",
     "generator",
     "guidance",
     "prepare",
@@ -62,6 +66,7 @@ ROOMS = (  # from the top; a room may import those before it
     "report",
     "evaluate",
     "plot",
+    "publish",
     "cli",
 )
 FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"}
