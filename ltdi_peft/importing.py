@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from ltdi_peft.adapter import load_adapter_folder
 from ltdi_peft.recording import now
-from ltdi_peft.sources import STATE_FILE, Candidate, Hub, Line, find_candidates
+from ltdi_peft.sources import Candidate, Hub, Line, find_candidates, logged
 from ltdi_peft.spec import (
     Adapter,
     AdapterSpec,
@@ -29,9 +29,8 @@ from ltdi_peft.spec import (
     site_norms,
 )
 from ltdi_peft.store import RunWriter, Trajectory, TrajectoryStore
-from ltdi_peft.strict import as_number
 from ltdi_peft.task import Task
-from ltdi_peft.trajectory import flat, read_json
+from ltdi_peft.trajectory import flat
 
 FITS, IMPORTED, THERE, UNFIT = "fits", "imported", "already there", "does not fit"
 DIGESTS = "imported"  # the key of `about` in run.json: step → digest of its snapshot
@@ -105,8 +104,9 @@ def import_adapters(
     known = opened.trajectories(finished_only=False) if opened else []
     groups = grouped(checked(candidates, known, base_model))
     outcomes = settled(groups, known)
-    if not dry_run:
-        outcomes = [written(one, Path(store), base_model) for one in outcomes]
+    if not dry_run and any(one.plan for one in outcomes):
+        opened = opened or TrajectoryStore(store)
+        outcomes = [written(one, opened, known, base_model) for one in outcomes]
     pairs = zip(groups, outcomes, strict=True)
     rows = {id(one.candidate): row(one, outcome) for group, outcome in pairs for one in group}
     return [rows[id(candidate)] for candidate in candidates]
@@ -154,7 +154,9 @@ def check(candidate: Candidate, base_model: str | None) -> Checked:
         logged(candidate.folder, candidate.step or 0)
         if candidate.step and not any(site_norms(spec, adapter).values()):
             raise BrokenAdapterError(f"{candidate.folder}: ΔW is zero at every site: it was never trained.")
-    except (ValueError, TypeError, OSError) as error:  # TypeError: LoraConfig's, for values of another type
+    except (TypeError, AttributeError) as error:  # how LoraConfig meets a value that it did not write
+        return Checked(candidate, trouble=f"its JSON has a value of another type than PEFT writes: {error}.")
+    except (ValueError, OSError) as error:
         where = str(candidate.folder)  # the report has a column for it
         return Checked(candidate, trouble=str(error).removeprefix(where).lstrip("/: "))
     digest = hashlib.sha256(save(flat(adapter))).hexdigest()[:16]
@@ -169,15 +171,6 @@ def read(folder: Path, base_model: str | None) -> tuple[AdapterSpec, Adapter]:
     return replace(spec, base_model=base_model or spec.base_model), adapter
 
 
-def logged(folder: Path, step: int) -> tuple[float | None, float | None]:
-    """Loss and learning rate that Trainer logged last, at or before `step`; None where it logged none."""
-    file = folder / STATE_FILE
-    history = read_json(file).get("log_history", []) if file.is_file() else []
-    entries = [entry for entry in history if "loss" in entry and entry.get("step", 0) <= step]
-    last = entries[-1] if entries else {}
-    return as_number(last.get("loss")), as_number(last.get("learning_rate"))
-
-
 # ---- runs
 
 
@@ -187,7 +180,7 @@ def grouped(found: Iterable[Checked]) -> list[list[Checked]]:
     for one in found:
         task = one.candidate.task
         groups.setdefault((task.name, one.candidate.run) if task else id(one.candidate), []).append(one)
-    return [sorted(group, key=lambda one: one.candidate.step or 0) for group in groups.values()]
+    return [sorted(group, key=lambda one: one.step) for group in groups.values()]
 
 
 def settled(groups: Sequence[Sequence[Checked]], known: Sequence[Trajectory]) -> list[Outcome]:
@@ -240,7 +233,8 @@ def planned(group: Sequence[Checked]) -> Plan:
 def held(plan: Plan, there: Sequence[tuple[str, Task, dict[str, str]]]) -> str:
     """The run that is the same already, or "". ValueError for one that is so in part."""
     for name, task, digests in there:
-        if task.name != plan.task.name or not digests.items() & plan.digests.items():
+        shared = digests.items() & plan.digests.items()
+        if task.name != plan.task.name or not any(step != "0" for step, _ in shared):  # a start may be shared
             continue
         if digests != plan.digests:
             raise ValueError(
@@ -259,12 +253,14 @@ def held(plan: Plan, there: Sequence[tuple[str, Task, dict[str, str]]]) -> str:
 # ---- writing
 
 
-def written(outcome: Outcome, folder: Path, base_model: str | None) -> Outcome:
-    """Write the run if it fits. What goes wrong here (a full disk) leaves no run behind."""
+def written(
+    outcome: Outcome, store: TrajectoryStore, known: list[Trajectory], base_model: str | None
+) -> Outcome:
+    """Write the run if it fits, and add it to `known`. An error here (a full disk) leaves no run behind."""
     plan = outcome.plan
     if plan is None:
         return outcome
-    writer = begun(plan, TrajectoryStore(folder), base_model)
+    writer = begun(plan, store, known, base_model)
     try:
         for step, place in plan.folders.items():
             if step > writer.last_written:  # θ_0 is no snapshot; what a killed import wrote is there
@@ -273,12 +269,15 @@ def written(outcome: Outcome, folder: Path, base_model: str | None) -> Outcome:
     except BaseException:
         shutil.rmtree(writer.path)
         raise
+    known.append(store.trajectory(writer.run_id))
     return Outcome(IMPORTED, run_id=writer.run_id)
 
 
-def begun(plan: Plan, store: TrajectoryStore, base_model: str | None) -> RunWriter:
+def begun(
+    plan: Plan, store: TrajectoryStore, known: Sequence[Trajectory], base_model: str | None
+) -> RunWriter:
     """A new run, or the one that a killed import of the same adapters left."""
-    same_task = [run for run in store.trajectories(finished_only=False) if run.task.name == plan.task.name]
+    same_task = [run for run in known if run.task.name == plan.task.name]
     for run in same_task:
         if not run.finished and run.about.get(DIGESTS) == plan.digests:
             return store.resume_run(run.run_id, max((s.step for s in run.snapshots), default=0))

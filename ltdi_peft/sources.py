@@ -15,9 +15,10 @@ from huggingface_hub.errors import HFValidationError
 
 from ltdi_peft.adapter import CONFIG_FILE, WEIGHTS_FILE
 from ltdi_peft.base import hub_reachable
-from ltdi_peft.strict import build
+from ltdi_peft.strict import as_number, build
 from ltdi_peft.suite.splits import json_object
 from ltdi_peft.task import Task
+from ltdi_peft.trajectory import read_json
 
 STATE_FILE = "trainer_state.json"  # Trainer's, beside the adapter of a checkpoint
 REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")  # owner/name, or owner/name@revision
@@ -64,16 +65,16 @@ def find_candidates(source: str, own: Line, hub: Hub) -> list[Candidate]:
     with prompts that would be those of several tasks.
     """
     if Path(source).is_file():
+        if Path(source).suffix != ".jsonl":
+            raise ValueError(f"{source} is no .jsonl manifest; of a single adapter, name its folder.")
         if own.task or own.prompts:
             raise ValueError(f"{source} is a manifest: its lines name task and prompts, so give neither.")
         return from_manifest(Path(source), hub)
     if COLLECTION.fullmatch(source) and not Path(source).is_dir():
         return from_collection(source, own, hub)
     folder, shown = located(source, Path(), hub)
-    name = (
-        Path(source).resolve().name if Path(source).is_dir() else source.partition("@")[0].rpartition("/")[2]
-    )
-    return from_folder(folder, shown, name, own)
+    named = Path(source).resolve() if Path(source).is_dir() else Path(source.partition("@")[0])
+    return from_folder(folder, shown, named.name, own)
 
 
 def from_manifest(file: Path, hub: Hub) -> list[Candidate]:
@@ -130,6 +131,8 @@ def from_collection(slug: str, own: Line, hub: Hub) -> list[Candidate]:
         items = get_collection(slug, token=hub.token).items
     except OSError as error:
         raise FileNotFoundError(f"no collection {slug!r} on the Hub: {error}") from error
+    if not items:
+        raise ValueError(f"collection {slug!r} is empty.")
     require_one_task(own, len(items), slug)
     return [candidate for item in items for candidate in from_item(item, own, hub)]
 
@@ -239,3 +242,12 @@ def located(path: str, root: Path, hub: Hub) -> tuple[Path, str]:
     if not folder.is_dir():  # the client makes none where no file was asked for
         raise FileNotFoundError(f"{path!r} holds no adapter: the repository has no {CONFIG_FILE}.")
     return folder, f"{match[1]}@{folder.name[:12]}"
+
+
+def logged(folder: Path, step: int) -> tuple[float | None, float | None]:
+    """Loss and learning rate that Trainer logged last, at or before `step`; None where it logged none."""
+    file = folder / STATE_FILE
+    history = read_json(file).get("log_history", []) if file.is_file() else []
+    entries = [entry for entry in history if "loss" in entry and entry.get("step", 0) <= step]
+    last = entries[-1] if entries else {}
+    return as_number(last.get("loss")), as_number(last.get("learning_rate"))

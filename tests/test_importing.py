@@ -143,6 +143,18 @@ def test_a_given_start_is_the_start(base, tmp_path):
         assert not b.any()
 
 
+def test_runs_of_one_start_share_it(base, library, tmp_path):
+    """So gauge shared_start takes them; and that they share it does not make them the same run."""
+    theta = save_lora(base, tmp_path / "theta", seed=9)
+    lines = [line(theta, step=0, run=name) for name in "ab"]
+    lines += [line(library / name, step=5, run=name) for name in "ab"]
+    rows = ltdi_peft.import_adapters(write_manifest(tmp_path / "m.jsonl", *lines), tmp_path / "s")
+    assert statuses(rows) == ["imported"] * 4
+    runs = stored(tmp_path / "s")
+    assert [run.run_id for run in runs] == ["polite-s0", "polite-s1"]
+    require_one_frame(runs, Recipe(collect=CollectConfig(gauge="shared_start")))
+
+
 @pytest.mark.parametrize("init", ["gaussian", "orthogonal"])
 def test_inits_that_leave_the_base_alone_fit(base, tmp_path, init):
     model = make_peft(base, init_lora_weights=init, **LORA)
@@ -191,7 +203,10 @@ REFUSED = {
     "target_parameters": (config(target_parameters=["experts"]), "target_parameters.*; use target_modules"),
     "bias": (config(bias="lora_only"), "use bias='none'"),
     "loha": (config(peft_type="LOHA"), r"peft_type is LOHA.*peft\.save_as_lora\(folder, model, rank="),
-    "another type of value": (config(target_modules=5), "int"),
+    "another type of value": (
+        config(target_modules=5),
+        "its JSON has a value of another type than PEFT writes",
+    ),
     "no base model": (config(base_model_name_or_path=None), r"base_model_name_or_path is empty.*base_model="),
     "other base model": (config(base_model_name_or_path="other/base"), "compared with a: .* 'other/base'"),
     "other alpha": (config(lora_alpha=8), "compared with a: site .* has alpha 8.0, expected 4.0"),

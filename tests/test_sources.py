@@ -144,6 +144,9 @@ def test_without_prompts_the_files_are_still_read(library, tmp_path):
 def test_sources_that_are_nothing(tmp_path):
     with pytest.raises(ValueError, match="holds no adapter"):
         found(tmp_path)
+    (tmp_path / "adapter_model.bin").write_bytes(b"\x80")
+    with pytest.raises(ValueError, match=r"is no \.jsonl manifest; of a single adapter, name its folder"):
+        found(tmp_path / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match="neither a folder nor a Hub repository id"):
         found(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"'no/where' is no folder.*off by HF_HUB_OFFLINE"):
@@ -247,7 +250,7 @@ import json, sys, ltdi_peft
 for source, prompts in json.loads(sys.argv[1]):
     try:
         said = ltdi_peft.import_adapters(source, sys.argv[2], prompts=prompts)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         said = str(error)
     print(json.dumps(said))
 """
@@ -265,10 +268,11 @@ def asked(library, tmp_path_factory):
     manifest = write_manifest(folder / "m.jsonl", *lines)
     sources = [
         [SLUG, []], ["owner/b", ["Say b."]], [str(manifest), []],
-        ["owner/none", []], ["owner/other-0123456789abcdef01234567", []],
+        ["owner/none", []], ["owner/other-0123456789abcdef01234567", []], ["owner/no-" + "0" * 24, []],
     ]  # fmt: skip
     with serving(TinyHub({f"owner/{name}": own / name for name in ("a", "b", "dora")})) as hub:
         noted = [item("owner/a", "Say a."), item("owner/dora", "x"), item("owner/none", "x")]
+        hub.collections["owner/no-" + "0" * 24] = []
         hub.collections[SLUG] = [*noted, item("owner/b"), item("owner/rows", kind="dataset")]
         about = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "cache")}
         said = run("-c", HUB_PROGRAM, json.dumps(sources), folder / "s", **about)
@@ -305,6 +309,8 @@ def test_only_weights_and_their_configuration_are_fetched(asked):
 
 
 def test_what_the_hub_does_not_have(asked):
-    *_, repository, collection = asked
+    *_, repository, collection, empty = asked
+    assert empty == "collection 'owner/no-000000000000000000000000' is empty."
     assert "'owner/none' is no folder, and no repository on the Hub or in its cache: 404" in repository
-    assert collection.startswith("no collection 'owner/other-0123456789abcdef01234567' on the Hub: 404")
+    assert collection.startswith("no collection 'owner/other-0123456789abcdef01234567' on the Hub: ")
+    assert "404" in collection
