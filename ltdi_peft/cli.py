@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     inspect = add(commands, "inspect", inspect_store, "what a trajectory store holds", example)
     inspect.add_argument("store", type=Path)
     inspect.add_argument("--json", action="store_true", help="one JSON object a line")
+    add_import(commands)
     add_generate(commands)
     add_push(commands)
     return parser
@@ -73,6 +75,23 @@ def add_push(commands: argparse._SubParsersAction) -> None:
     push.add_argument("--license", help="a Hub licence id for the page, e.g. apache-2.0")
     push.add_argument("--store", type=Path, help="the generator's runs, to tell an adapter's nearest of them")
     push.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def add_import(commands: argparse._SubParsersAction) -> None:
+    """`ltdi import`."""
+    example = "ltdi import adapters.jsonl --store runs/mine/trajectories --dry-run"
+    command = add(commands, "import", import_source, "bring adapters that exist into a store", example)
+    source = "PEFT folder, folder of checkpoint-* folders, .jsonl manifest, Hub repository or collection"
+    command.add_argument("source", help=source)
+    command.add_argument("--store", type=Path, required=True, help="trajectory store; begun if there is none")
+    command.add_argument("--task", help="name of the task; else the folder's. Not with a manifest")
+    prompt = "a sentence that asks for the task; again for a paraphrase. Not with a manifest"
+    command.add_argument("--prompt", action="append", default=[], help=prompt)
+    command.add_argument("--domain", default="general", help="domain of the task")
+    base = "base model of all of them, where their configurations name it differently"
+    command.add_argument("--base-model", help=base)
+    command.add_argument("--dry-run", action="store_true", help="write nothing, say what fits and why not")
+    command.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
 def add_generate(commands: argparse._SubParsersAction) -> None:
@@ -182,6 +201,27 @@ def inspect_store(known: argparse.Namespace, rest: list[str]) -> None:
 
     rows = TrajectoryStore(known.store, create=False).describe()
     show(rows, tuple(rows[0]) if rows else (), as_json=known.json)
+
+
+def import_source(known: argparse.Namespace, rest: list[str]) -> None:
+    """`ltdi import SOURCE --store FOLDER`; ValueError, after the table, when nothing of it fits."""
+    from ltdi_peft.importing import UNFIT, import_adapters
+
+    rows = import_adapters(
+        known.source,
+        known.store,
+        task=known.task,
+        prompts=known.prompt,
+        domain=known.domain,
+        base_model=known.base_model,
+        dry_run=known.dry_run,
+    )
+    show(rows, tuple(rows[0]), as_json=known.json)
+    if not known.json:
+        counts = Counter(row["status"] for row in rows)
+        print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    if all(row["status"] == UNFIT for row in rows):
+        raise ValueError(f"nothing in {known.source} fits; the table says why.")
 
 
 def generate_folder(known: argparse.Namespace, rest: list[str]) -> None:

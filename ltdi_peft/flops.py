@@ -44,7 +44,10 @@ def count_flops(generator: Generator, bench: Bench) -> dict[str, float]:
         "adapted_layers_a_row_and_step": upper,
         "collect": pools_rows(bench) * lower + fitted_rows(bench) * upper,
         "train": training(generator.denoiser, recipe)
-        + recipe.train.task_loss.steps * recipe.train.task_loss.tasks * recipe.train.task_loss.examples * upper,
+        + recipe.train.task_loss.steps
+        * recipe.train.task_loss.tasks
+        * recipe.train.task_loss.examples
+        * upper,
         "generate": float(counted(lambda: generator.generate([prompt], base=bench.base))),
         "fine_tune_step": single.batch_size * (lower + passes(single) * upper),
     }
@@ -78,6 +81,12 @@ def fitted_rows(bench: Bench) -> int:
     start = passes(multi) * multi.steps * multi.batch_size if collect.start == "multi_task" else 0
     runs = len(suite.split("train")) * collect.seeds + sum(len(suite.split(split)) for split in HELD_OUT)
     return start + runs * passes(single) * single.steps * single.batch_size
+
+
+def task_loss_rows(recipe: Recipe) -> int:
+    """Rows times steps of the second stage."""
+    about = recipe.train.task_loss
+    return about.steps * about.tasks * about.examples
 
 
 def training(denoiser: Denoiser, recipe: Recipe) -> float:

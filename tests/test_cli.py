@@ -13,7 +13,7 @@ from ltdi_peft.cli import main, make_parser, one_line
 from ltdi_peft.generator import load_generator
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*was scaled into the range:UserWarning")
-COMMANDS = ("collect", "train", "evaluate", "tasks", "inspect", "generate", "push")
+COMMANDS = ("collect", "train", "evaluate", "tasks", "inspect", "import", "generate", "push")
 PROMPT = "please a second twice"
 
 

@@ -30,7 +30,9 @@ def test_stages_are_rows_and_steps_times_their_costs(bench):
     lower = found["collect"] - steps * found["adapted_layers_a_row_and_step"]
     rows = lower / found["lower_layers_a_row"]
     assert rows == pytest.approx(round(rows))
-    assert len(bench.suite.tasks) <= rows <= 1.5 * collect.rows * len(bench.suite.tasks) + len(bench.suite.tasks)
+    assert (
+        len(bench.suite.tasks) <= rows <= 1.5 * collect.rows * len(bench.suite.tasks) + len(bench.suite.tasks)
+    )
     assert found["adapted_layers_a_row_and_step"] > 0 < found["generate"]
     one = found["lower_layers_a_row"] + found["adapted_layers_a_row_and_step"]
     assert found["fine_tune_step"] == pytest.approx(collect.single.batch_size * one)

@@ -28,6 +28,8 @@ ROOMS = (  # from the top; a room may import those before it
     "launch",
     "collect",
     "gauge",
+    "sources",
+    "importing",
     "distance",
     "subspace",
     "encode",
