@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from peft import LoHaConfig, PeftModel, save_as_lora
+from peft import EvaConfig, LoHaConfig, PeftModel, initialize_lora_eva_weights, save_as_lora
 from safetensors.torch import load_file
 from tiny_peft_library import (
     LORA,
@@ -24,6 +24,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 import ltdi_peft
+from ltdi_peft.adapter import live_factors
 from ltdi_peft.cli import main
 from ltdi_peft.config import CollectConfig, Recipe
 from ltdi_peft.prepare import require_one_frame
@@ -155,13 +156,21 @@ def test_runs_of_one_start_share_it(base, library, tmp_path):
     require_one_frame(runs, Recipe(collect=CollectConfig(gauge="shared_start")))
 
 
-@pytest.mark.parametrize("init", ["gaussian", "orthogonal"])
+@pytest.mark.filterwarnings("ignore:lora with eva initialization used with low_cpu_mem_usage:UserWarning")
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "eva"])
 def test_inits_that_leave_the_base_alone_fit(base, tmp_path, init):
-    model = make_peft(base, init_lora_weights=init, **LORA)
+    more = {"eva_config": EvaConfig(rho=1.0)} if init == "eva" else {}  # rho 1: no site gets another rank
+    model = make_peft(base, trained=False, init_lora_weights=init, **more, **LORA)
+    if init == "eva":
+        before = live_factors(model)["model.layers.0.self_attn.q_proj"][0].clone()
+        ids = torch.randint(3, 60, (12, 2, 8), generator=torch.Generator().manual_seed(0))
+        initialize_lora_eva_weights(model, [{"input_ids": rows} for rows in ids], show_progress_bar=False)
+        assert not torch.equal(live_factors(model)["model.layers.0.self_attn.q_proj"][0], before)
     clean = AutoModelForCausalLM.from_pretrained(base).state_dict()
     for name, weight in model.get_base_model().state_dict().items():
         if "lora_" not in name:
             assert torch.equal(weight, clean[name.replace(".base_layer", "")])
+    move(model)
     model.save_pretrained(tmp_path / init)
     assert statuses(imported(tmp_path / init, tmp_path / "s")) == ["imported"]
 
