@@ -56,7 +56,9 @@ class Example:
             raise ValueError(f"an example needs a text input and a non-blank text answer, got {self!r}.")
         if self.choices and self.answer not in self.choices:
             raise ValueError(f"the answer {self.answer!r} is not among its choices {list(self.choices)}.")
-        if not all(len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in self.turns):
+        if self.turns and not all(
+            len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in self.turns
+        ):
             raise ValueError(f"turns are (role, content) pairs of texts, got {self.turns!r}.")
 
 

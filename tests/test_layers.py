@@ -63,6 +63,13 @@ ROOMS = (  # from the top; a room may import those before it
     "report",
     "evaluate",
     "plot",
+    "shapes",
+    "speed",
+    "forecast",
+    "plan",
+    "terminal",
+    "commands",
+    "completion",
     "cli",
 )
 FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"}
