@@ -530,6 +530,28 @@ def _require_effect(model: PeftModel, probe_ids: Int[Tensor, "batch position"], 
         )
 
 
+def top_config(
+    base_model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: float,
+    target_modules: Sequence[str],
+    top_layers: int | None,
+) -> LoraConfig:
+    """LoRA on the top layers, None the top third. ValueError for more layers than the model has."""
+    depth = base_model.config.num_hidden_layers
+    count = max(1, depth // 3) if top_layers is None else top_layers
+    if not 1 <= count <= depth:
+        raise ValueError(f"adapter.layers is {count}; {base_model.name_or_path} has {depth} layers.")
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # PEFT takes a float, though it says int
+        target_modules=sorted(target_modules),
+        layers_to_transform=list(range(depth - count, depth)),
+        task_type="CAUSAL_LM",
+    )
+
+
 def fresh_adapter(
     base_model: PreTrainedModel,
     *,
@@ -543,16 +565,8 @@ def fresh_adapter(
 
     top_layers: adapt so many layers from the top, None the top third. The same seed gives the same A.
     """
-    depth = base_model.config.num_hidden_layers
-    count = max(1, depth // 3) if top_layers is None else top_layers
-    if not 1 <= count <= depth:
-        raise ValueError(f"adapter.layers is {count}; {base_model.name_or_path} has {depth} layers.")
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # PEFT takes a float, though it says int
-        target_modules=sorted(target_modules),
-        layers_to_transform=list(range(depth - count, depth)),
-        task_type="CAUSAL_LM",
+    config = top_config(
+        base_model, rank=rank, alpha=alpha, target_modules=target_modules, top_layers=top_layers
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
