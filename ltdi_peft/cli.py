@@ -55,7 +55,21 @@ def make_parser() -> argparse.ArgumentParser:
     inspect.add_argument("store", type=Path)
     inspect.add_argument("--json", action="store_true", help="one JSON object a line")
     add_generate(commands)
+    add_shrink(commands)
     return parser
+
+
+def add_shrink(commands: argparse._SubParsersAction) -> None:
+    """`ltdi shrink`."""
+    example = "ltdi shrink runs/demo/generator --out small"
+    shrink = add(commands, "shrink", shrink_generator, "write a generator in fewer bytes", example)
+    shrink.add_argument("generator", type=Path, help="folder of a trained generator")
+    shrink.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
+    shrink.add_argument("--max-megabytes", type=float, default=25, help="of its safetensors files")
+    shrink.add_argument("--recipe", type=Path, help="measure the error on this recipe's held-out prompts")
+    results = "folder of the recipe's result, which must prove what becomes ltdi_peft/default_generator"
+    shrink.add_argument("--results", type=Path, default=Path("docs/results"), help=results)
+    shrink.add_argument("--json", action="store_true", help="one JSON object")
 
 
 def add_generate(commands: argparse._SubParsersAction) -> None:
@@ -81,12 +95,20 @@ def add_recipe_commands(commands: argparse._SubParsersAction) -> None:
         ("collect", collect_recipe, "train and record one LoRA a task and seed"),
         ("train", train_recipe, "train the generator"),
         ("evaluate", evaluate_recipe, "score the generator and its rivals"),
+        ("encode", encode_recipe, "write the collected runs as one small file to train from"),
     ):
-        command = add(commands, name, run, about, f"ltdi {name} recipes/demo.yaml", overrides=True)
+        example = f"ltdi {name} recipes/demo.yaml" + (" --out demo.safetensors" if name == "encode" else "")
+        command = add(commands, name, run, about, example, overrides=True)
         command.add_argument("recipe", type=Path)
         if name == "evaluate":
             results = Path("docs/results")
             command.add_argument("--results", type=Path, default=results, help="folder for JSON and Markdown")
+        if name == "encode":
+            command.add_argument("--out", type=Path, required=True, help="file to write; must not exist")
+            command.add_argument(
+                "--width", type=int, default=60, help="numbers a site, in place of codec.width"
+            )
+            command.add_argument("--dtype", default="float16", help="of bases and tokens: float16 or float32")
 
 
 def add(
@@ -149,6 +171,17 @@ def evaluate_recipe(known: argparse.Namespace, rest: list[str]) -> None:
     print(f"\nwritten to {known.results / recipe.name}.json and .md")
 
 
+def encode_recipe(known: argparse.Namespace, rest: list[str]) -> None:
+    """`ltdi encode RECIPE --out FILE`."""
+    from ltdi_peft.config import load_recipe
+    from ltdi_peft.encoding import encode_store
+
+    recipe = load_recipe(known.recipe, rest)
+    encoded = encode_store(recipe, known.out, width=known.width, dtype=known.dtype)
+    runs, size = len(encoded.runs.tasks), known.out.stat().st_size / 1e6
+    print(f"{runs} runs in {known.out} ({size:.1f} MB); train from it with --train.encoded={known.out}")
+
+
 def list_tasks(known: argparse.Namespace, rest: list[str]) -> None:
     """`ltdi tasks`."""
     from ltdi_peft.task import load_suite
@@ -193,6 +226,24 @@ def generate_folder(known: argparse.Namespace, rest: list[str]) -> None:
     # PEFT's own save_pretrained writes target_modules in the order of a set: other bytes in every process.
     save_adapter_folder(known.out, spec_of(model), read_adapter(model))
     print(f"written to {known.out}; load it with PeftModel.from_pretrained(base_model, {str(known.out)!r})")
+
+
+def shrink_generator(known: argparse.Namespace, rest: list[str]) -> None:
+    """`ltdi shrink GENERATOR --out FOLDER`."""
+    from ltdi_peft.config import load_recipe
+    from ltdi_peft.ship import shrink_folder
+
+    recipe = load_recipe(known.recipe) if known.recipe else None
+    options = {"max_bytes": int(known.max_megabytes * 1e6), "results": known.results}
+    about = shrink_folder(known.generator, known.out, recipe=recipe, **options)
+    if known.json:
+        print(json.dumps(about))
+        return
+    before, after = (about[key] / 1e6 for key in ("bytes_before", "bytes"))
+    print(
+        f"{before:.1f} → {after:.1f} MB, width {about['from_width']} → {about['width']}; generated adapters "
+        f"moved by {about['error']:.1%} of their way from the start; written to {known.out}"
+    )
 
 
 def read_examples(path: Path) -> list[tuple[str, str]]:

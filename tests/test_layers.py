@@ -39,7 +39,9 @@ ROOMS = (  # from the top; a room may import those before it
     "generator_config",
     "generator",
     "guidance",
+    "encoded",
     "prepare",
+    "encoding",
     "session",
     "resume",
     "train",
@@ -50,6 +52,7 @@ ROOMS = (  # from the top; a room may import those before it
     "hypernetwork",
     "t2l_fit",
     "t2l",
+    "shrink",
     "generate",
     "refine",
     "statistics",
@@ -61,6 +64,7 @@ ROOMS = (  # from the top; a room may import those before it
     "report",
     "evaluate",
     "plot",
+    "ship",
     "cli",
 )
 FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"}
