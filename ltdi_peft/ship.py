@@ -96,17 +96,18 @@ def require_proof(generator: Generator, result: dict[str, Any]) -> None:
         "training tasks": len(own.training_tasks),
         "guidance": {"scale": own.guidance_scale, "mean_share": own.mean_share},
     }
+    guidance = result["trials"]["ours"]
     theirs = {
         "base_model": result["base_model"],
         "training tasks": result["suite"]["train"],
-        "guidance": result["trials"]["ours"],
+        "guidance": {key: guidance[key] for key in ours["guidance"]},
     }
     if odd := [key for key in ours if ours[key] != theirs[key]]:
         raise ValueError(
             f"the result of {result['recipe']!r} is not this generator's: {odd[0]} is {theirs[odd[0]]!r} "
             f"there and {ours[odd[0]]!r} here. Run `ltdi evaluate` with its recipe."
         )
-    control = result["controls"]["prompt"][SPLIT]
+    control = result["controls"]["prompt"].get(SPLIT, {})
     for key, rival in RIVALS.items():
         ends = control.get(key)
         if ends is None or ends[0] <= 0:
