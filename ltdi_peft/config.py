@@ -233,6 +233,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     log_every: int = 25
     log_with: str | None = "tensorboard"
+    encoded: str | None = None  # a file of `ltdi encode` to train from, without store, codec fit and gate
     task_loss: TaskLossConfig = TaskLossConfig()
 
     def __post_init__(self) -> None:

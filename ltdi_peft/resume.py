@@ -26,7 +26,8 @@ PROGRESS_FILE, AVERAGE_FILE = "progress.json", "average.safetensors"
 KEPT = 2  # newest resume points that stay
 # Fields that change nothing in the trained weights, so that they may change between the two halves of a run.
 FREE_SECTIONS = ("name", "output", "collect", "evaluate")
-FREE_TRAIN = ("log_every", "log_with", "validate_every", "checkpoint_every")
+# (`encoded`: the digest below tells other tokens apart.)
+FREE_TRAIN = ("log_every", "log_with", "validate_every", "checkpoint_every", "encoded")
 
 
 def made_from(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
