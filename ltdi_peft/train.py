@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from ltdi_peft.base import require_causal
 from ltdi_peft.collect import PATIENCE, Bench, open_bench, recipe_suite, timed
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe, load_recipe
@@ -99,6 +100,8 @@ def train_in(
     progress = progress and accelerator.is_main_process
     names = [task.name for task in bench.suite.split("train")]
     held_out = validation_runs(recipe, bench)
+    if gate > 0 or held_out or recipe.train.task_loss.steps:  # each scores answers, most only at the end
+        require_causal(bench.base.model)
     first = training_trajectories(recipe, names)[0]
     require_same_spec(bench.spec, first.spec, str(first.path))
     require_one_frame([first, *held_out], recipe)
