@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from ltdi_peft.base import require_causal
 from ltdi_peft.collect import PATIENCE, Bench, open_bench, recipe_suite, timed
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe, load_recipe
@@ -92,6 +93,8 @@ def train_in(
     progress = progress and accelerator.is_main_process
     names = [task.name for task in bench.suite.split("train")]
     held_out = [] if recipe.train.encoded else validation_runs(recipe, bench)
+    if gate > 0 or held_out or recipe.train.task_loss.steps:  # each scores answers, most only at the end
+        require_causal(bench.base.model)
     require_frame(recipe, bench.spec, names, held_out)
     with accelerator.main_process_first():
         encoder = PromptEncoder(recipe.condition.encoder, base=bench.base)
