@@ -55,7 +55,7 @@ def shrink(
     width = fitting_width(generator, directions, max_bytes)
     small = measured = narrowed(generator, directions, width)
     if held_out is None:
-        left_out = torch.arange(len(conditions)) % 4 == 3
+        left_out = torch.arange(len(conditions)) % 4 == 0
         held_out = conditions[left_out]
         measured = narrowed(generator, strongest(generator, conditions[~left_out]), width)
     about = {"prompts": len(held_out), "error": round(moved(measured, generator, held_out), DIGITS)}

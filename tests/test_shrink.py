@@ -153,7 +153,7 @@ def test_a_shrunk_folder_loads_like_any_other(generator, tmp_path):
     most = stored_bytes(generator) // 2
     small = shrink(generator, max_bytes=most)
     about = small.config.shrunk
-    assert (about["from_width"], about["prompts"]) == (8, 1)  # every fourth of five tasks
+    assert (about["from_width"], about["prompts"]) == (8, 2)  # every fourth of five tasks
     assert about["width"] == small.codec.width < 8
     assert 0 < about["error"] < 1
     small.save_pretrained(tmp_path / "small")
