@@ -54,6 +54,8 @@ def make_parser() -> argparse.ArgumentParser:
     inspect = add(commands, "inspect", inspect_store, "what a trajectory store holds", example)
     inspect.add_argument("store", type=Path)
     inspect.add_argument("--json", action="store_true", help="one JSON object a line")
+    about = "also draw the runs into this folder; pip install 'ltdi_peft[plot]'"
+    inspect.add_argument("--plot", type=Path, metavar="FOLDER", help=about)
     add_generate(commands)
     return parser
 
@@ -165,6 +167,11 @@ def inspect_store(known: argparse.Namespace, rest: list[str]) -> None:
 
     rows = TrajectoryStore(known.store, create=False).describe()
     show(rows, tuple(rows[0]) if rows else (), as_json=known.json)
+    if known.plot:
+        from ltdi_peft.figures import write_store_figures
+
+        for file, title in write_store_figures(known.store, known.plot).items():
+            print(f"{known.plot / file}: {title}", file=sys.stderr)
 
 
 def generate_folder(known: argparse.Namespace, rest: list[str]) -> None:

@@ -5,7 +5,7 @@ Out: {"split": "validation", …, "rows": [{"training_tasks": 60, "method": "lin
 Idea: only the map from prompt to adapter (the ridge centre with the generator's guidance, no network) is
 fitted again, on random subsets of the training tasks. The shared start, the codec, the limits of ‖ΔW‖ and the
 guidance have seen all training tasks at every point, so the curve is of the map alone: fewer tasks in earnest
-would be worse than it shows. `start` is the shared start without any map, `ours` the whole generator.
+are likely to do worse than it shows. `start` is the shared start without any map, `ours` the whole generator.
 """
 
 import random

@@ -58,9 +58,17 @@ ROOMS = (  # from the top; a room may import those before it
     "few_shot",
     "curve",
     "cost",
+    "sweep",
+    "task_curve",
+    "sections",
+    "plot_data",
+    "plot",
+    "plot_sweep",
+    "plot_result",
+    "plot_store",
+    "figures",
     "report",
     "evaluate",
-    "plot",
     "cli",
 )
 FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"}
