@@ -90,15 +90,16 @@ def generated_panel(axes: Axes, found: AdapterMap) -> None:
 
 def distance_panel(axes: Axes, found: AdapterMap) -> None:
     """How far each chain is from the task's own run at every time, and the shared start from it."""
-    ends, starts, task = {}, [], ""
+    ends, starts, last = {}, [], 0.0
     axes.set_ylim(0, 1.05 * max(float(one.max()) for one in found.distances.values()))
     for (task, values), colour in zip(found.distances.items(), PALETTE, strict=False):
         *way, start = values.tolist()
         axes.plot(range(len(way)), way, "-o", color=colour, ms=2.5, label=task)
         axes.axhline(start, color=colour, lw=1, ls=":", label=f"start of {task}")
-        ends[task] = (len(way) - 1.0, way[-1], colour)
+        last = len(way) - 1.0
+        ends[task] = (last, way[-1], colour)
         starts.append(start)
-    ends["shared start (dotted)"] = (ends[task][0], sum(starts) / len(starts), BLACK)
+    ends["shared start (dotted)"] = (last, sum(starts) / len(starts), BLACK)
     label_ends(axes, ends)
     axes.set(xlabel="chain time (0 = noise)", ylabel="‖ΔW − ΔW of the task's own fine-tune‖")
     axes.xaxis.get_major_locator().set_params(integer=True)
