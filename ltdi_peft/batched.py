@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltdi_peft.adapter import Adapter, Site
 from ltdi_peft.base import Base
+from ltdi_peft.chat import chat_ids
 from ltdi_peft.task import Example
 
 Stacked = dict[str, tuple[Tensor, Tensor]]  # site → A (adapter, rank, fan_in), B (adapter, fan_out, rank)
@@ -57,20 +58,25 @@ def make_row(
     """Token ids of an example; `answer` replaces the example's own (a choice).
 
     `shots` are examples in context, between prompt and question, each closed by the end token, or the model
-    could not know that its own has to be. Question and answer are tokenised apart, as when it generates.
+    could not know that its own has to be. Question and answer are tokenised apart, as when it generates. An
+    example with turns is read by the tokenizer's chat template, if it has one.
     """
+    answer = example.answer if answer is None else answer
+    if example.turns and tokenizer.chat_template:
+        before, after = chat_ids(tokenizer, prompt, example, answer, shots)
+        return Row((*before, *after), len(before))
     if not isinstance(end := tokenizer.eos_token_id, int):
         raise ValueError("the tokenizer has no end token, so no answer could end: set tokenizer.eos_token.")
 
     def ids_of(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    before: list[int] = []
+    before = []
     for shot in shots:
         before += [*ids_of(example_text(prompt, shot.input)), *ids_of(f" {shot.answer}"), end, *ids_of("\n")]
         prompt = None  # it stands once, before the first example
     before += ids_of(example_text(prompt, example.input))
-    after = ids_of(f" {example.answer if answer is None else answer}")
+    after = ids_of(f" {answer}")
     return Row((*before, *after, end), len(before))
 
 

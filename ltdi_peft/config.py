@@ -20,7 +20,7 @@ from ltdi_peft.strict import to_dict as to_dict
 
 GAUGES = ("shared_a", "shared_start", "canonical")
 STARTS = ("multi_task", "fresh")
-ENCODERS = ("minilm", "base")
+ENCODERS = ("minilm", "minilm_words", "base")
 LOSSES = ("vanilla", "naive", "local_consistency")
 LAWS = ("cosine", "vp")
 WEIGHTS = ("published", "uniform", "min_snr", "epsilon")
@@ -141,7 +141,9 @@ class CodecConfig:
 class ConditionConfig:
     """Prompt → condition."""
 
-    encoder: str = "minilm"  # minilm: sentence embedding; base: hidden states of the base model
+    # minilm: sentence embedding; minilm_words: with hashed words beside it; base: hidden states of the base
+    # model
+    encoder: str = "minilm"
 
     def __post_init__(self) -> None:
         one_of("encoder", self.encoder, ENCODERS)

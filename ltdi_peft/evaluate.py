@@ -28,12 +28,14 @@ from ltdi_peft.baselines import (
     timings,
     with_best_guidance,
 )
+from ltdi_peft.cards import scores_of
 from ltdi_peft.collect import Bench, open_bench, recipe_suite, timed
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe
 from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
 from ltdi_peft.figures import write_figures
-from ltdi_peft.generator import Generator, load_generator
+from ltdi_peft.flops import count_flops
+from ltdi_peft.generator import EVALUATION_FILE, Generator, load_generator
 from ltdi_peft.guidance import Guidance
 from ltdi_peft.memorisation import between_stored
 from ltdi_peft.multi_task import (
@@ -87,6 +89,7 @@ def evaluate(
     oracles = held_out_oracles(recipe, suite)
     for name in oracles:  # a task with too few examples for the context is found before anything is trained
         pick_shots(suite[name], max(SHOTS.get(method, 0) for method in methods))
+    own = generator is None
     generator = generator or load_generator(recipe.generator_folder)
     bench = replace(bench or open_bench(recipe, device=str(PartialState().device)), recipe=recipe)
     with timed(recipe.folder, "evaluate"):
@@ -105,6 +108,8 @@ def evaluate(
     replace_file(results / f"{recipe.name}.json", json_bytes(result))
     drawn = write_figures(result, results / recipe.name, protocol)
     replace_file(results / f"{recipe.name}.md", markdown(result, drawn).encode())
+    if own and "ours" in result["methods"]:  # so that its page and its adapters' tell
+        replace_file(recipe.generator_folder / EVALUATION_FILE, json_bytes(scores_of(result)))
     return result
 
 
@@ -223,10 +228,14 @@ def measure_once(protocol: Protocol, scores: Sequence[TaskScores]) -> dict[str, 
     if not file.is_file():
         memorisation = between_stored(protocol.bench.spec, protocol.stored)
         generate = seconds_to_generate(protocol.generators["ours"], protocol.bench)
+        flops = count_flops(protocol.generators["ours"], protocol.bench)
         replace_file(
             file,
             json_bytes(
-                {"memorisation": memorisation, "cost": {**generate, "runs": fine_tunes(protocol, scores)}}
+                {
+                    "memorisation": memorisation,
+                    "cost": {**generate, "flops": flops, "runs": fine_tunes(protocol, scores)},
+                }
             ),
         )
     return read_json(file)

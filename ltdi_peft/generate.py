@@ -21,6 +21,7 @@ from ltdi_peft.adapter import attach, load_adapter_folder, prove_loaded, require
 from ltdi_peft.base import Base, load_base, locate, spec_fingerprint, weights_fingerprint
 from ltdi_peft.batched import AdaptedBase, stack_adapters
 from ltdi_peft.generator import GeneratedAdapter, Generator
+from ltdi_peft.provenance import note_provenance
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import BrokenAdapterError, SpecMismatchError
 from ltdi_peft.task import Example
@@ -88,8 +89,10 @@ def generate_adapter(
             stacklevel=2,
         )
     if verify:
-        return attach_proved(model, chosen, base, trained, adapter_name)
-    return attach(model, chosen.spec, chosen.adapter, adapter_name)
+        made_model = attach_proved(model, chosen, base, trained, adapter_name)
+    else:
+        made_model = attach(model, chosen.spec, chosen.adapter, adapter_name)
+    return note_provenance(made_model, chosen.provenance, adapter_name)
 
 
 # ---- refusals that need no model

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ltdi_peft.cards import MARK, Place, score_part
 from ltdi_peft.config import Recipe, to_dict
 from ltdi_peft.spec import AdapterSpec
 
@@ -73,7 +74,7 @@ def shown_name(model: str) -> str:
 CARD = """---
 library_name: ltdi_peft
 base_model: {base}
-tags: [ltdi_peft, lora, peft, adapter-generator]
+{license}tags: [ltdi_peft, lora, peft, adapter-generator]
 ---
 
 # Adapter generator for {base}
@@ -83,7 +84,7 @@ Makes a LoRA adapter for `{base}` from one sentence that describes a task.
 ```python
 import ltdi_peft
 
-model = ltdi_peft.generate_adapter("Answer in formal French.", generator="THIS_FOLDER_OR_HUB_ID")
+model = ltdi_peft.generate_adapter("Answer in formal French.", generator={argument})
 model.save_pretrained("french")  # an ordinary PEFT adapter from here on
 ```
 
@@ -91,15 +92,27 @@ Trained by trajectory diffusion (`{loss}`, k = {k}, T = {steps}) on recorded fin
 {examples}. Adapters: rank {rank}, {sites} sites ({modules}). Condition: encoder `{encoder}`. Guidance scale
 {guidance:g}, chosen on validation tasks. The recipe is in `config.json`.
 
-Limits: it knows the kinds of task that it was trained on, and a prompt far from them gives an adapter near
-the mean one or a wrong one; generated adapters are to be evaluated before use. It fits `{base}` alone.
+{scores}Limits: it knows the kinds of task that it was trained on, and a prompt far from them gives an
+adapter near the mean one or a wrong one; generated adapters are to be evaluated before use. It fits
+`{base}` alone.
+
+{mark}
 """
 
 
-def card_text(config: GeneratorConfig, spec: AdapterSpec) -> str:
-    """The folder's README.md."""
+def card_text(
+    config: GeneratorConfig,
+    spec: AdapterSpec,
+    place: Place | None = None,
+    scores: dict[str, Any] | None = None,
+) -> str:
+    """The folder's README.md. place: the repository that it is pushed to; scores: of `evaluate`."""
     sites, names = spec.sites, config.training_tasks
     return CARD.format(
+        argument=place.argument if place else '"THIS_FOLDER_OR_HUB_ID"',
+        license=f"license: {place.license}\n" if place and place.license else "",
+        scores="\n".join([*score_part(scores), ""]) if scores else "",
+        mark=MARK,
         base=shown_name(config.base_model),
         loss=config.loss,
         k=config.k,

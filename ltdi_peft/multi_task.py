@@ -24,7 +24,7 @@ from ltdi_peft.config import FitConfig, Recipe, to_dict
 from ltdi_peft.fit import Pool, fit_steps, joined, make_pool
 from ltdi_peft.score import make_sheet
 from ltdi_peft.spec import Adapter
-from ltdi_peft.task import Example, Task
+from ltdi_peft.task import Task
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 EVERY = 100  # steps between two validation scores
@@ -85,7 +85,7 @@ def shuffled(task: Task, rows: int, seed: int) -> Task:
     examples = task.train[:rows]
     answers = [example.answer for example in examples]
     random.Random(f"{seed}/{task.name}").shuffle(answers)
-    moved = [Example(example.input, answer) for example, answer in zip(examples, answers, strict=True)]
+    moved = [replace(e, answer=answer, choices=()) for e, answer in zip(examples, answers, strict=True)]
     return Task(task.name, task.prompts, task.domain, task.family, moved)
 
 

@@ -175,11 +175,13 @@ def encoded_targets(
 def training_set(
     recipe: Recipe, codec: AdapterCodec, runs: Sequence[Trajectory], encoder: PromptEncoder
 ) -> TrainingSet:
-    """Tokens and conditions; every task keeps the same number of paraphrases."""
+    """Tokens and conditions. A task with fewer paraphrases than another has some of its own twice."""
     names = tuple(sorted({run.task.name for run in runs}))
     by_name = {run.task.name: run.task for run in runs}
-    paraphrases = min(len(by_name[name].prompts) for name in names)
-    conditions = torch.stack([encoder(by_name[name].prompts[:paraphrases]) for name in names])
+    turns = torch.arange(max(len(by_name[name].prompts) for name in names))
+    conditions = torch.stack(
+        [encoder(by_name[name].prompts)[turns % len(by_name[name].prompts)] for name in names]
+    )
     task = torch.tensor([names.index(run.task.name) for run in runs])
     return TrainingSet(names, encode_targets(recipe, codec, runs), task, conditions)
 

@@ -88,6 +88,21 @@ class Trajectory:
         return found
 
 
+def run_row(run: Trajectory) -> dict[str, Any]:
+    """A run in one line of a table."""
+    last = run.snapshots[-1] if run.snapshots else None
+    return {
+        "run": run.run_id,
+        "task": run.task.name,
+        "seed": run.seed,
+        "status": run.status,
+        "snapshots": len(run.snapshots),
+        "last_step": last.step if last else 0,
+        "last_loss": last.loss if last else None,
+        "bytes": sum(snapshot.path.stat().st_size for snapshot in run.snapshots),
+    }
+
+
 def factor_names(spec: AdapterSpec) -> list[str]:
     """The "<site>.lora_A", "<site>.lora_B" of every site, in token order."""
     return [f"{site.name}.lora_{kind}" for site in spec.sites for kind in "AB"]
@@ -180,3 +195,20 @@ def require_version(table: dict[str, Any], path: Path) -> None:
             f"{path} has format version {version}, this ltdi_peft reads {FORMAT_VERSION}. "
             "Upgrade ltdi_peft, or read the store with the version that wrote it."
         )
+
+
+def task_table(task: Task, keep_examples: bool) -> dict[str, Any]:
+    """The entry `task` of a manifest."""
+    table = task.to_dict()
+    kept = set(table) if keep_examples else {"name", "prompts", "domain", "family", "evaluation_prompts"}
+    return {key: value for key, value in table.items() if key in kept}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """run.json of a run's folder; ValueError where there is none, or one of another format version."""
+    path = folder / "run.json"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: no run {folder.name!r} in this store.")
+    manifest = read_json(path)
+    require_version(manifest, path)
+    return manifest

@@ -95,7 +95,9 @@ def generator_folder(recorded, base_folder):
 
 
 def test_there_are_examples():
-    assert {path.stem for path in EXAMPLES} == {"few_shot", "flat_loop", "generate", "record_with_trl"}
+    assert {path.stem for path in EXAMPLES} == {
+        "few_shot", "flat_loop", "generate", "import_library", "record_with_trl",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

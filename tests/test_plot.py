@@ -428,10 +428,12 @@ def test_similarity_by_brute_force(runs, encoder):
 def test_inspect_draws_a_store(world, encoder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("ltdi_peft.figures.PromptEncoder", lambda name: encoder)
     folder = tmp_path / "figures"
-    assert main(["inspect", str(world.recipe.store_folder), "--json", "--plot", str(folder)]) == 0
-    said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 10  # machines read the rows alone
-    assert f"{folder / 'losses.png'}: How the training loss falls" in said.err
+    assert main(["inspect", str(world.recipe.store_folder), "--plot", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[11] == "10 rows"
+    assert [line.partition(": ")[0] for line in lines[12:]] == [
+        str(folder / f"{name}.png") for name in ("losses", "trajectories", "similarity")
+    ]
     assert sorted(path.name for path in folder.iterdir()) == [
         "losses.png",
         "similarity.png",
