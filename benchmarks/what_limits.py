@@ -22,7 +22,14 @@ from ltdi_peft.collect import Bench, open_bench
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import load_recipe
 from ltdi_peft.encode import AdapterCodec
-from ltdi_peft.prepare import TrainingSet, encoded_targets, fit_codec, training_set, training_trajectories
+from ltdi_peft.prepare import (
+    TrainingSet,
+    encoded_runs,
+    encoded_targets,
+    fit_codec,
+    training_set,
+    training_trajectories,
+)
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.train import validation_runs
 from ltdi_peft.trajectory import Trajectory
@@ -58,13 +65,13 @@ def prediction_errors(
     names: Sequence[str],
 ) -> dict[str, Float[Tensor, "task number"]]:
     """Print the first table; returns each encoder's predictions from held-out wordings."""
-    true = encoded_targets(codec, held, 1)[:, -1].flatten(1)
+    true, encoded = encoded_targets(codec, held, 1)[:, -1].flatten(1), encoded_runs(bench.recipe, runs)
     found = {}
     print("| encoder | wording | " + " | ".join(f"first {count}" for count in LEADING) + " |")
     print("|---|---|" + "---|" * len(LEADING))
     for name in names:
         encoder = PromptEncoder(name, base=bench.base)
-        data = training_set(bench.recipe, codec, runs, encoder)
+        data = training_set(encoded, encoder)
         finals = data.task_means[:, -1].flatten(1)
         ridge, mean, basis = fitted(data, finals), finals.mean(0), directions(finals)
         tasks = [bench.suite[run.task.name] for run in held]

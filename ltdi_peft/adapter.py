@@ -63,7 +63,8 @@ UNSUPPORTED = {  # LoraConfig field that is set → what it does beyond ΔW = sc
     "layer_replication": "layer replication changes the base model",
     "lora_bias": "a bias on lora_B is a third factor",
     "megatron_config": "Megatron layers are sharded",
-    "modules_to_save": "whole trained modules are not low-rank factors; drop modules_to_save",
+    "modules_to_save": "whole trained modules are not low-rank factors; drop modules_to_save (PEFT adds the "
+    "head by itself for task_type SEQ_CLS, TOKEN_CLS and QUESTION_ANS: leave task_type out, the head frozen)",
     "monteclora_config": "MonteCLoRA samples its weights",
     "target_parameters": "factors on bare parameters (MoE experts) are not one linear layer each; use "
     "target_modules",
@@ -272,7 +273,7 @@ def attach(
     config = lora_config(spec)
     root = base_model.get_base_model() if isinstance(base_model, PeftModel) else base_model
     training = root.training
-    _require_base(root, config, spec)
+    require_base(root, spec)
     config.base_model_name_or_path = None  # get_peft_model would warn that it puts a local path there
     # On the meta device, so that PEFT's random start costs neither time nor random numbers.
     if isinstance(base_model, PeftModel):
@@ -286,8 +287,9 @@ def attach(
     return model.train(training)  # PEFT's new modules are in training mode, dropout included
 
 
-def _require_base(root: nn.Module, config: LoraConfig, spec: AdapterSpec) -> None:
-    """Refuse a base model whose matching layers are not exactly the spec's sites."""
+def require_base(root: nn.Module, spec: AdapterSpec) -> None:
+    """SpecMismatchError for a base model whose matching layers are not exactly the spec's sites."""
+    config = lora_config(spec)
     modules = dict(root.named_modules())
     inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, LoraLayer))
     where = f"{type(root).__name__} does not fit an adapter made for {spec.base_model or 'another model'}"
@@ -438,6 +440,11 @@ def _parse_key(key: str, file: Path) -> tuple[str, str]:
         raise BrokenAdapterError(
             f"{file}: key {key!r} lacks the prefix {PREFIX!r}; PEFT would load it without effect."
         )
+    if ".base_layer." in key:
+        raise BrokenAdapterError(
+            f"{file}: {key!r} is a base weight, which PEFT saves with an adapter on an embedding; save again "
+            "with save_embedding_layers=False."
+        )
     if not (match := re.fullmatch(r"(.+)\.(lora_[AB])\.weight", key.removeprefix(PREFIX))):
         raise BrokenAdapterError(
             f"{file}: key {key!r} is not <site>.lora_A.weight or <site>.lora_B.weight; was it renamed?"
@@ -516,9 +523,9 @@ def _require_effect(model: PeftModel, probe_ids: Int[Tensor, "batch position"], 
     ids = probe_ids.to(model.device)
     try:
         with torch.no_grad():
-            adapted = model(input_ids=ids).logits
+            adapted = _logits(model, ids)
             with model.disable_adapter():
-                plain = model(input_ids=ids).logits
+                plain = _logits(model, ids)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -528,6 +535,12 @@ def _require_effect(model: PeftModel, probe_ids: Int[Tensor, "batch position"], 
         raise BrokenAdapterError(
             f"{where} has no effect: logits are the same without it. Is it active and not zero?"
         )
+
+
+def _logits(model: PeftModel, ids: Int[Tensor, "batch position"]) -> Tensor:
+    """Of a forward pass; an encoder-decoder also needs something to decode."""
+    decoded = {"decoder_input_ids": ids} if model.get_base_model().config.is_encoder_decoder else {}  # pyright: ignore[reportAttributeAccessIssue]
+    return model(input_ids=ids, **decoded).logits
 
 
 def top_config(
@@ -548,6 +561,7 @@ def top_config(
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # PEFT takes a float, though it says int
         target_modules=sorted(target_modules),
         layers_to_transform=list(range(depth - count, depth)),
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in targeted(base_model, target_modules)),
         task_type="CAUSAL_LM",
     )
 
@@ -574,3 +588,8 @@ def fresh_adapter(
     found = spec_of(model, base_model=base_model.name_or_path), read_adapter(model)
     model.unload()
     return found
+
+
+def targeted(base_model: nn.Module, target_modules: Sequence[str]) -> list[nn.Module]:
+    """The modules whose own name is one of `target_modules`."""
+    return [m for name, m in base_model.named_modules() if name.rpartition(".")[2] in target_modules]

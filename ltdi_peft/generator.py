@@ -199,7 +199,9 @@ class Generator(nn.Module, ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         folder = Path(save_directory)
-        weights = {key: weight.detach().cpu().contiguous() for key, weight in self.state_dict().items()}
+        dtype = torch.float16 if self.config.shrunk else torch.float32
+        state = self.state_dict().items()
+        weights = {key: weight.detach().to("cpu", dtype).contiguous() for key, weight in state}
         replace_file(folder / WEIGHTS_FILE, save(weights))
         self.codec.save(folder / CODEC_FILE)
         if self.scores is not None:

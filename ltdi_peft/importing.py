@@ -59,7 +59,7 @@ class Plan:
     spec: AdapterSpec
     folders: dict[int, Path]
     digests: dict[str, str]  # step, as JSON has it → digest
-    paths: list[str]
+    path: str  # of the first snapshot, as it was named
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def settled(groups: Sequence[Sequence[Checked]], known: Sequence[Trajectory]) ->
             )
         else:
             outcomes.append(Outcome(FITS, plan=plan))
-            there.append((plan.paths[0], plan.task, plan.digests))
+            there.append((plan.path, plan.task, plan.digests))
     return outcomes
 
 
@@ -227,7 +227,7 @@ def planned(group: Sequence[Checked]) -> Plan:
         raise ValueError("the snapshots of one run must have one task: the same prompts and domain.")
     folders = {one.step: one.candidate.folder for one in group if one.candidate.folder}
     digests = {str(one.step): one.digest for one in group}
-    return Plan(task, spec, folders, digests, [one.candidate.path for one in group])
+    return Plan(task, spec, folders, digests, group[0].candidate.path)
 
 
 def held(plan: Plan, there: Sequence[tuple[str, Task, dict[str, str]]]) -> str:
@@ -290,7 +290,7 @@ def begun(
         seed=next(seed for seed in itertools.count() if seed not in taken),  # the training's own is unknown
         start=without_b(first) if step else first,
         planned_steps=max(plan.folders),
-        about={DIGESTS: plan.digests, "imported_from": plan.paths, "imported_at": now()},
+        about={DIGESTS: plan.digests, "imported_from": plan.path, "imported_at": now()},
     )
 
 

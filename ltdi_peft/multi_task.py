@@ -72,6 +72,11 @@ def train_format_only(bench: Bench, *, progress: bool = True) -> Trained:
 def widened(bench: Bench, times: int = WIDER) -> Bench:
     """The bench for adapters of `times` rank and alpha on the same sites: the scaling, alpha/rank, stays."""
     adapter = bench.recipe.adapter
+    if bench.recipe.collect.start == "recorded":
+        raise ValueError(
+            "multi_task_lora_4x widens the LoRA of the recipe, but collect.start is 'recorded': leave it out "
+            "of evaluate.methods."
+        )
     wider = replace(adapter, rank=times * adapter.rank, alpha=times * adapter.alpha)
     return lay_out(replace(bench.recipe, adapter=wider), bench.suite, bench.base)
 

@@ -7,6 +7,7 @@ bytes. A snapshot holds "<site>.lora_A", "<site>.lora_B" and one metadata entry:
 import json
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ltdi_peft.adapter import Adapter, AdapterSpec, check_adapter
+from ltdi_peft.adapter import Adapter, AdapterSpec, SpecMismatchError, check_adapter
 from ltdi_peft.task import Task
 
 FORMAT_VERSION = 1
@@ -101,6 +102,22 @@ def run_row(run: Trajectory) -> dict[str, Any]:
         "last_loss": last.loss if last else None,
         "bytes": sum(snapshot.path.stat().st_size for snapshot in run.snapshots),
     }
+
+
+def recorded_adapter(runs: Sequence[Trajectory], base_model: str) -> tuple[AdapterSpec, Adapter]:
+    """What the runs sit on, and an adapter without effect: A of the first run's θ_0, B = 0.
+
+    ValueError for no run, SpecMismatchError for runs on another model than `base_model`.
+    """
+    if not runs:
+        raise ValueError("collect.start 'recorded' takes the LoRA of finished runs, and there are none.")
+    first = runs[0]
+    if first.spec.base_model != base_model:
+        raise SpecMismatchError(
+            f"{first.path} was recorded on base model {first.spec.base_model!r}, the recipe names "
+            f"{base_model!r}. Set base.model to the first."
+        )
+    return first.spec, {site: (a, torch.zeros_like(b)) for site, (a, b) in first.start().items()}
 
 
 def factor_names(spec: AdapterSpec) -> list[str]:

@@ -27,7 +27,6 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # A generator small enough for a test, on what the examples recorded.
 SMALL = {
-    "adapter": {"rank": 4, "alpha": 8, "layers": 2},
     "condition": {"encoder": "base"},
     "diffusion": {"k": 2, "steps": 4},
     "denoiser": {"hidden": 8, "layers": 1, "heads": 2},

@@ -28,6 +28,7 @@ from ltdi_peft.adapter import live_factors
 from ltdi_peft.cli import main
 from ltdi_peft.config import CollectConfig, Recipe
 from ltdi_peft.prepare import require_one_frame
+from ltdi_peft.publish import tells_of_machine
 from ltdi_peft.spec import delta_norm
 from ltdi_peft.store import RunWriter, TrajectoryStore
 
@@ -99,6 +100,18 @@ def test_an_adapter_comes_in_bit_for_bit(library, tmp_path):
     for site, (a, b) in adapter.items():
         assert torch.equal(a, expected[f"base_model.model.{site}.lora_A.weight"])
         assert torch.equal(b, expected[f"base_model.model.{site}.lora_B.weight"])
+
+
+def test_where_it_came_from_is_kept_here_and_not_published(library, tmp_path, monkeypatch):
+    """A path on this machine is of no use to others; a path relative to the manifest tells nothing."""
+    imported(library / "a", tmp_path / "s")
+    (run,) = stored(tmp_path / "s")
+    assert run.about["imported_from"] == str(library / "a")
+    published = {key for key, value in run.about.items() if not tells_of_machine(key, value)}
+    assert published == {"imported", "imported_at"}
+    monkeypatch.chdir(library)
+    imported("b", tmp_path / "s")
+    assert not tells_of_machine("imported_from", stored(tmp_path / "s")[1].about["imported_from"])
 
 
 def test_the_start_is_the_known_a_with_b_zero(library, tmp_path):
