@@ -7,6 +7,7 @@ adapters in and takes them out is in exchange_commands.py.
 
 import json
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 
 from ltdi_peft.command import Command
@@ -102,6 +103,8 @@ def list_tasks(known: Namespace) -> Answer:
 def inspect_arguments(parser: ArgumentParser) -> None:
     """The store."""
     parser.add_argument("store", type=Path, help="folder of trajectories")
+    about = "also draw the runs into this folder; pip install 'ltdi_peft[plot]'"
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help=about)
 
 
 def inspect_store(known: Namespace) -> Answer:
@@ -109,7 +112,14 @@ def inspect_store(known: Namespace) -> Answer:
     from ltdi_peft.store import TrajectoryStore
 
     rows = TrajectoryStore(known.store, create=False).describe()
-    return table(rows, tuple(rows[0]) if rows else ())
+    answer = table(rows, tuple(rows[0]) if rows else ())
+    if known.plot is None:
+        return answer
+    from ltdi_peft.figures import write_store_figures
+
+    drawn = write_store_figures(known.store, known.plot)
+    lines = [f"{known.plot / file}: {title}" for file, title in drawn.items()]
+    return replace(answer, lines=[*answer.lines, *lines])
 
 
 # ---- generate

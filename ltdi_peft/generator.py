@@ -10,7 +10,8 @@ evaluated; nothing in it is a pickle.
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ltdi_peft.cards import Place
 from ltdi_peft.centre import Ridge
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.denoiser import Denoiser, DenoiserConfig, conditioned
-from ltdi_peft.diffusion import SAMPLERS, Predict, chain_for, guided
+from ltdi_peft.diffusion import STEPS, Predict, chain_for, guided, path
 from ltdi_peft.encode import AdapterCodec
 from ltdi_peft.generated import GeneratedAdapter as GeneratedAdapter
 from ltdi_peft.generator_config import GeneratorConfig as GeneratorConfig
@@ -110,18 +111,29 @@ class Generator(nn.Module, ModelHubMixin):
         0 leaves the mean and what the network adds without a condition. `config.mean_share` below 1 leaves
         out part of what the training runs have in common; the origin of tokens is the shared start.
         """
+        # A sampler that adds noise would give each row of a batch another: such rows go one by one.
+        parts = conditions.split(1 if self.config.sampler == "stochastic" else len(conditions))
+        about = {"seed": seed, "guidance_scale": guidance_scale, "steps": steps}
+        return torch.cat([deque(self.token_path(part, **about), maxlen=1)[0] for part in parts])
+
+    def token_path(
+        self,
+        conditions: Float[Tensor, "prompt condition"],
+        *,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+    ) -> Iterator[Float[Tensor, "prompt site width"]]:
+        """The tokens at every time of the chain, from the noise to what `tokens` returns."""
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         conditions = conditions.to(self.centre)
         rng = torch.Generator().manual_seed(seed)
         noise = torch.randn(1, *self.mean.shape, generator=rng).to(self.centre)
-        state, sampler, chains = rng.get_state(), SAMPLERS[self.config.sampler], []
-        # A sampler that adds noise would give each row of a batch another: such rows go one by one.
-        for part in conditions.split(1 if self.config.sampler == "stochastic" else len(conditions)):
-            start = noise.expand(len(part), -1, -1)
-            chains.append(sampler(self._guided(part, scale), start, self.chain, rng.set_state(state), steps))
         said = self.predicted_centre(conditions) - self.mean
         centre = self.config.mean_share * self.mean + scale * said
-        return centre + self.spread * torch.cat(chains)
+        start, step = noise.expand(len(conditions), -1, -1), STEPS[self.config.sampler]
+        for x in path(step, self._guided(conditions, scale), start, self.chain, rng, steps):
+            yield centre + self.spread * x
 
     def _guided(self, conditions: Float[Tensor, "prompt condition"], scale: float) -> Predict:
         none = torch.ones(len(conditions), dtype=torch.bool, device=conditions.device)

@@ -32,6 +32,7 @@ from ltdi_peft.encode import round_trip
 from ltdi_peft.generator import Generator
 from ltdi_peft.kept import whole_lines
 from ltdi_peft.memorisation import nearest_distances, relative_errors
+from ltdi_peft.prepare import TrainingSet
 from ltdi_peft.score import make_sheet, pick_shots, score
 from ltdi_peft.spec import Adapter
 from ltdi_peft.store import Trajectory
@@ -62,6 +63,7 @@ class Protocol:
     oracles: dict[str, Trajectory]  # task → its own run, from the held-out store
     trials: dict[str, Any]
     folder: Path  # of the cached scores
+    data: TrainingSet
 
     def prompts(self, task: Task) -> list[str]:
         """The generator's prompt for each seed: held-out paraphrases in turn."""

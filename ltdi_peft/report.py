@@ -5,7 +5,7 @@ Out: the table that the command line prints, and the whole report.
 Idea: the text holds nothing that the JSON does not.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ltdi_peft.summary import UNSEEN
@@ -109,8 +109,14 @@ def saw_line(method: str, rival: dict[str, Any]) -> str:
     return f"`{method}` saw {rival['examples']} examples.{short}\n"
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The whole report of a result."""
+def pictures(recipe: str, drawn: Mapping[str, str]) -> str:
+    """The figures in the folder beside the report, file name → title."""
+    links = [f"![{title}]({recipe}/{file})\n" for file, title in drawn.items()]
+    return "\n".join(["## Figures\n", *links])
+
+
+def markdown(result: dict[str, Any], drawn: Mapping[str, str] | None = None) -> str:
+    """The whole report of a result; `drawn`: file name → title of its figures."""
     head = {key: result[key] for key in ("date", "machine", "commit", "base_model", "suite", "seeds")}
     about = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in head.items())
     notes = [saw_line(name, rival) for name, rival in result["trials"].items() if "examples" in rival]
@@ -121,6 +127,7 @@ def markdown(result: dict[str, Any]) -> str:
             "are 95 %, bootstrapped over tasks (unseen domains: over domains).\n",
             table(result),
             "".join(notes),
+            *([pictures(result["recipe"], drawn)] if drawn else []),
             f"## Paired differences\n\n{paired_table(result)}",
             figures("Memorisation (ΔW distances, medians)", result["controls"]["memorisation"]),
             figures("Cost (seconds)", result["cost"]),

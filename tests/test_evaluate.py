@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from tiny_bench import SPLITS, collected, tiny_recipe, tiny_suite, tiny_task, un
 from ltdi_peft import protocol
 from ltdi_peft.baselines import adapter_digest, final_adapter
 from ltdi_peft.batched import stack_adapters
-from ltdi_peft.config import FewShotConfig, T2LConfig, T2LTraining
+from ltdi_peft.config import LOSSES, FewShotConfig, T2LConfig, T2LTraining
 from ltdi_peft.evaluate import chosen_methods, costs, evaluate, held_out_oracles
 from ltdi_peft.generator import load_generator
 from ltdi_peft.kept import whole_lines
@@ -204,6 +205,8 @@ class Run:
             methods=ALL,
             t2l=T2LConfig(hidden=8, layers=1, examples=2, reconstruction=short, sft=short),
             few_shot=FewShotConfig(tasks=2, validation=1, counts=(2, 3), steps=1, curve_steps=1),
+            sampling_steps=(3, 6),
+            training_tasks=(3, 5),
         )
         self.recipe = replace(bench.recipe, evaluate=evaluate_)
         self.bench = replace(bench, recipe=self.recipe)
@@ -244,6 +247,7 @@ def test_result_file_has_the_format_of_the_protocol(run, result):
     assert on_disk == json.loads(json.dumps(result))
     wanted = ["recipe", "commit", "date", "machine", "versions", "seeds", "base_model", "suite", "trials"]
     wanted += ["methods", "paired", "controls", "power", "per_task", "cost", "few_shot", "curve"]
+    wanted += ["sampling_steps", "training_tasks"]
     assert list(on_disk) == wanted
     assert tuple(on_disk["methods"]) == ALL
     assert on_disk["seeds"] == [0, 1]
@@ -282,7 +286,12 @@ def test_costs_are_measured(result):
 
 def test_markdown_is_made_from_the_file(run, result):
     text = (run.results / "tiny.md").read_text()
-    assert text == markdown(json.loads((run.results / "tiny.json").read_text()))
+    drawn = {file: title for title, file in re.findall(r"^!\[(.+)\]\(tiny/(.+)\)$", text, re.MULTILINE)}
+    assert text == markdown(json.loads((run.results / "tiny.json").read_text()), drawn)
+    assert {path.name for path in (run.results / "tiny").iterdir()} == set(drawn)
+    names = {"methods", "tasks", "sampling_steps", "gradient_steps", "training_tasks", "chains"}
+    assert set(drawn) == {f"{name}.png" for name in names}
+    assert "## Figures" not in markdown(result)
     assert text.startswith("# tiny\n")
     assert table(result) in text
     assert all(f"| `{method}` |" in text for method in ALL)
@@ -301,6 +310,15 @@ def test_the_ladder_and_the_curve_are_in_the_file(run, result):
     assert result["curve"]["points"] == [0, 1]
     zero_shot = result["few_shot"]["2"]["generated"]["accuracy"]
     assert result["curve"]["generated"]["accuracy"][0] == pytest.approx(zero_shot)
+
+
+def test_the_sweeps_are_in_the_file(run, result):
+    rows = result["sampling_steps"]["rows"]
+    diffusions = {"ours", *(name for name in ALL if name.partition("+")[0] in LOSSES)}
+    assert {row["method"] for row in rows} == diffusions
+    assert {row["steps"] for row in rows} == {3, 6}
+    assert [row["training_tasks"] for row in result["training_tasks"]["rows"]] == [3, 5, 5]
+    assert result["training_tasks"]["start_and_codec_saw"] == 5
 
 
 def test_a_second_call_scores_nothing(run, result, monkeypatch):
