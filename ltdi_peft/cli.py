@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+SOURCES = "builtin, bigbench (fetched once, 358 MB), a .jsonl file or a folder of BIG-bench tasks"
 OVERRIDES = "overrides of recipe fields, e.g. --train.steps=500"
 
 
@@ -47,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     add_recipe_commands(commands)
     tasks = add(commands, "tasks", list_tasks, "list the tasks of a suite", "ltdi tasks --domain animals")
-    tasks.add_argument("--source", default="builtin", help="builtin, a .jsonl file or a BIG-bench folder")
+    tasks.add_argument("--source", default="builtin", help=SOURCES)
     tasks.add_argument("--domain", help="only this domain")
     tasks.add_argument("--json", action="store_true", help="one JSON object a line")
     example = "ltdi inspect runs/demo/trajectories"
@@ -79,6 +80,7 @@ def add_recipe_commands(commands: argparse._SubParsersAction) -> None:
     """Subcommands whose first argument is a recipe."""
     for name, run, about in (
         ("collect", collect_recipe, "train and record one LoRA a task and seed"),
+        ("calibrate", calibrate_recipe, "measure what a LoRA of its own gains on each task of the suite"),
         ("train", train_recipe, "train the generator"),
         ("evaluate", evaluate_recipe, "score the generator and its rivals"),
     ):
@@ -124,6 +126,19 @@ def collect_recipe(known: argparse.Namespace, rest: list[str]) -> None:
     print(f"{len(store.trajectories())} finished runs in {store.path}")
 
 
+def calibrate_recipe(known: argparse.Namespace, rest: list[str]) -> None:
+    """`ltdi calibrate RECIPE`."""
+    from ltdi_peft.base import keep_freed_memory
+    from ltdi_peft.calibrate import calibrate
+    from ltdi_peft.collect import open_bench
+    from ltdi_peft.config import load_recipe
+
+    keep_freed_memory()
+    found = calibrate(open_bench(load_recipe(known.recipe, rest)))
+    rows = [{"name": name, **values} for name, values in found.items()]
+    show(rows, tuple(rows[0]), as_json=False)
+
+
 def train_recipe(known: argparse.Namespace, rest: list[str]) -> None:
     """`ltdi train RECIPE`: one process; several by `accelerate launch recipes/train_generator.py`."""
     from ltdi_peft.base import keep_freed_memory
@@ -151,12 +166,13 @@ def evaluate_recipe(known: argparse.Namespace, rest: list[str]) -> None:
 
 def list_tasks(known: argparse.Namespace, rest: list[str]) -> None:
     """`ltdi tasks`."""
-    from ltdi_peft.task import load_suite
+    from ltdi_peft.task import CALIBRATED, load_suite
 
     suite = load_suite(known.source)
     if known.domain is not None:
         suite = suite.only([known.domain])
-    show(suite.table(), ("name", "split", "examples", "prompt", "example"), as_json=known.json)
+    measured = CALIBRATED if suite.calibration else ()
+    show(suite.table(), ("name", "split", "examples", *measured, "prompt", "example"), as_json=known.json)
 
 
 def inspect_store(known: argparse.Namespace, rest: list[str]) -> None:
