@@ -57,10 +57,12 @@ def read_bigbench(
 def task_files(folder: Path, names: Collection[str] | None = None) -> dict[str, Path]:
     """Task name → file, for all below the folder or for some names."""
     if names is None:
-        found = sorted(folder.rglob("task.json"))
-        return {
-            (path.parent.relative_to(folder).as_posix().strip(".") or folder.name): path for path in found
+        found = {
+            path.parent.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("task.json"))
         }
+        if "." in found:  # the folder is a task itself
+            found[folder.name] = found.pop(".")
+        return found
     files = {name: folder / name / "task.json" for name in sorted(names)}
     return {name: path for name, path in files.items() if path.is_file()}
 

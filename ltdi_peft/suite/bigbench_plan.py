@@ -98,6 +98,12 @@ def planned(candidates: Iterable[Candidate], measured: Measured) -> SplitFile:
         groups.setdefault(one.group, []).append(one)
     split_of = group_splits(groups)
     left_out = {name: too_small(values) for name, values in measured.items() if gain(values) < LEAST_GAIN}
+    left_out |= {
+        one.name: "its group is of an unseen domain, but this task is not"
+        for name, group in groups.items()
+        for one in group
+        if split_of[name] == "unseen_domains" and one.domain not in UNSEEN_KEYWORDS
+    }
     splits: dict[str, tuple[str, ...]] = {}
     for split in SPLITS:
         own = [group for name, group in groups.items() if split_of[name] == split]
