@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ltdi_peft.base import require_causal
 from ltdi_peft.baselines import (
     NearestTask,
     RidgeRival,
@@ -29,13 +30,15 @@ from ltdi_peft.baselines import (
     timings,
     with_best_guidance,
 )
+from ltdi_peft.cards import scores_of
 from ltdi_peft.collect import Bench, open_bench, recipe_suite, timed
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe
 from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
 from ltdi_peft.curve import curve
 from ltdi_peft.few_shot import FewShot, ladder
-from ltdi_peft.generator import Generator, load_generator
+from ltdi_peft.flops import count_flops
+from ltdi_peft.generator import EVALUATION_FILE, Generator, load_generator
 from ltdi_peft.guidance import Guidance
 from ltdi_peft.memorisation import between_stored
 from ltdi_peft.multi_task import (
@@ -88,8 +91,10 @@ def evaluate(
     oracles = held_out_oracles(recipe, suite)
     for name in oracles:  # a task with too few examples for the context is found before anything is trained
         pick_shots(suite[name], max(SHOTS.get(method, 0) for method in methods))
+    own = generator is None
     generator = generator or load_generator(recipe.generator_folder)
     bench = replace(bench or open_bench(recipe, device=str(PartialState().device)), recipe=recipe)
+    require_causal(bench.base.model)
     with timed(recipe.folder, "evaluate"):
         protocol = open_protocol(recipe, bench, generator, methods, oracles, progress=progress)
         scores = score_tasks(protocol, progress=progress)
@@ -106,6 +111,8 @@ def evaluate(
     results.mkdir(parents=True, exist_ok=True)
     replace_file(results / f"{recipe.name}.json", json_bytes(result))
     replace_file(results / f"{recipe.name}.md", markdown(result).encode())
+    if own and "ours" in result["methods"]:  # so that its page and its adapters' tell
+        replace_file(recipe.generator_folder / EVALUATION_FILE, json_bytes(scores_of(result)))
     return result
 
 
@@ -243,10 +250,14 @@ def measure_once(protocol: Protocol, scores: Sequence[TaskScores]) -> dict[str, 
     if not file.is_file():
         memorisation = between_stored(protocol.bench.spec, protocol.stored)
         generate = seconds_to_generate(protocol.generators["ours"], protocol.bench)
+        flops = count_flops(protocol.generators["ours"], protocol.bench)
         replace_file(
             file,
             json_bytes(
-                {"memorisation": memorisation, "cost": {**generate, "runs": fine_tunes(protocol, scores)}}
+                {
+                    "memorisation": memorisation,
+                    "cost": {**generate, "flops": flops, "runs": fine_tunes(protocol, scores)},
+                }
             ),
         )
     return read_json(file)

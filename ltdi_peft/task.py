@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, no_type_check
 
+from ltdi_peft.strict import build
 from ltdi_peft.suite import BUILTIN_SPLITS, builtin_tasks
 from ltdi_peft.suite.bigbench import BIGBENCH_SPLITS, read_bigbench
 from ltdi_peft.suite.sdist import bigbench_folder
@@ -25,21 +26,31 @@ from ltdi_peft.suite.splits import (
     refuse_crossing,
     write_splits,
 )
+from ltdi_peft.task_data import DataSource, read_parts
 
 CALIBRATED = ("base", "oracle", "chance")  # accuracies of `calibrate.py` that a table of tasks shows
 _PathLike = Path | str | None
 _Fractions = Mapping[str, float] | None
 
 
+Turn = tuple[str, str]
+"""(role, content) of one message; roles are those of chat templates: system, user, assistant."""
+
+
 # Tests check annotations at every call: too slow for the 64,000 examples of a suite; __post_init__ checks.
 @no_type_check
 @dataclass(frozen=True)
 class Example:
-    """One input and its answer; with `choices` it is multiple choice and the answer is one of them."""
+    """One input and its answer; with `choices` it is multiple choice and the answer is one of them.
+
+    `turns` is the conversation before the answer, for models with a chat template; `input` is then the same
+    as plain text, which models without one read.
+    """
 
     input: str
     answer: str
     choices: tuple[str, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be scored: a blank answer, or one that is no choice."""
@@ -47,6 +58,10 @@ class Example:
             raise ValueError(f"an example needs a text input and a non-blank text answer, got {self!r}.")
         if self.choices and self.answer not in self.choices:
             raise ValueError(f"the answer {self.answer!r} is not among its choices {list(self.choices)}.")
+        if self.turns and not all(
+            len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in self.turns
+        ):
+            raise ValueError(f"turns are (role, content) pairs of texts, got {self.turns!r}.")
 
 
 ExampleLike = Example | Sequence[Any] | Mapping[str, Any]  # itself, (input, answer[, choices]), or a dict
@@ -123,8 +138,33 @@ class Task:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in record.items()}
 
     @staticmethod
-    def from_dict(d: dict[str, Any], where: str) -> "Task":
-        """The inverse of `to_dict`; `where` (file and line) begins every error message."""
+    def from_dataset(
+        path: str | Path,
+        *,
+        name: str,
+        prompts: Iterable[str],
+        domain: str = "general",
+        family: str = "",
+        evaluation_prompts: Iterable[str] = (),
+        **source: Any,  # noqa: ANN401
+    ) -> "Task":
+        """A task whose examples are a local file or a `datasets.load_dataset` name.
+
+        `source`: fields of `task_data.DataSource`, e.g. input="question", answer="label", limit=500. Raises
+        ValueError, with the columns that are there, where these do not fit; OSError where nothing is found.
+        """
+        table = {key: list(value) if isinstance(value, tuple) else value for key, value in source.items()}
+        parts = read_parts(build(DataSource, {**table, "path": str(path)}, f"task {name!r}"))
+        return Task(name, prompts, domain, family, evaluation_prompts=evaluation_prompts, **parts)
+
+    @staticmethod
+    def from_dict(d: dict[str, Any], where: str, folder: Path = Path()) -> "Task":
+        """The inverse of `to_dict`; `where` (file and line) begins every error message.
+
+        A key "dataset" stands for the examples: fields of `task_data.DataSource`, its path from `folder`.
+        """
+        if "dataset" in d:
+            d = _with_data(d, where, folder)
         known = [f.name for f in fields(Task)]
         if unknown := sorted(set(d) - set(known)):
             raise ValueError(f"{where}: unknown keys {unknown}; a task has {known}.")
@@ -134,6 +174,18 @@ class Task:
             return Task(**d)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
+
+
+def _with_data(d: dict[str, Any], where: str, folder: Path) -> dict[str, Any]:
+    """The record with the examples that its data set holds."""
+    if both := sorted({"train", "evaluation"} & set(d)):
+        raise ValueError(f"{where}: give `dataset` or {both}, not both.")
+    source = build(DataSource, d["dataset"], f"{where}: dataset")
+    try:
+        parts = read_parts(source, folder)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return {key: value for key, value in d.items() if key != "dataset"} | parts
 
 
 def _prompts(task: str, key: str, prompts: Iterable[str]) -> tuple[str, ...]:
@@ -156,15 +208,18 @@ def _example(task: str, value: ExampleLike) -> Example:
         if isinstance(value, (list, tuple)):
             return Example(*value[:2], *map(tuple, value[2:]))
         if isinstance(value, dict):
-            return Example(**{**value, "choices": tuple(value.get("choices", ()))})
+            turns = tuple(map(tuple, value.get("turns", ())))
+            return Example(**{**value, "choices": tuple(value.get("choices", ())), "turns": turns})
     except (TypeError, ValueError) as error:
         raise ValueError(f"task {task!r}: {error}") from error
     raise ValueError(
-        f"task {task!r}: an example is [input, answer] or {{input, answer, choices}}, got {value!r}."
+        f"task {task!r}: an example is [input, answer] or {{input, answer, choices, turns}}, got {value!r}."
     )
 
 
-def _example_record(example: Example) -> list[Any]:
+def _example_record(example: Example) -> list[Any] | dict[str, Any]:
+    if example.turns:
+        return {key: value for key, value in vars(example).items() if value}
     pair = [example.input, example.answer]
     return [*pair, list(example.choices)] if example.choices else pair
 
@@ -302,7 +357,7 @@ class TaskSuite:
         path = Path(path)
         lines = enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
         tasks = [
-            Task.from_dict(json_object(text, f"{path}:{n}"), f"{path}:{n}")
+            Task.from_dict(json_object(text, f"{path}:{n}"), f"{path}:{n}", path.parent)
             for n, text in lines
             if text.strip()
         ]

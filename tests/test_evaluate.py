@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from ltdi_peft.baselines import adapter_digest, final_adapter
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.config import FewShotConfig, T2LConfig, T2LTraining
 from ltdi_peft.evaluate import chosen_methods, costs, evaluate, held_out_oracles
+from ltdi_peft.generator import load_generator
 from ltdi_peft.kept import whole_lines
 from ltdi_peft.memorisation import between_stored, nearest_distances
 from ltdi_peft.prepare import training_trajectories
@@ -495,10 +497,26 @@ def test_a_missing_generator_is_refused(run, result):
         evaluate(run.recipe, bench=run.bench, results=run.results, progress=False)
 
 
+def test_an_evaluated_generator_keeps_its_scores(run, result, monkeypatch):
+    monkeypatch.setattr(evaluation, "train_variant", lambda *args, **kwargs: run.deaf)
+    folder = run.recipe.generator_folder
+    run.ours.save_pretrained(folder)
+    found = evaluate(run.recipe, bench=run.bench, results=run.results, progress=False)
+    scores = load_generator(folder).scores
+    shutil.rmtree(folder)
+    assert scores["recipe"] == run.recipe.name
+    row = found["methods"]["ours"]["unseen_tasks"]
+    kept = {key: row[key] for key in ("tasks", "accuracy", "G", "ci")}
+    assert scores["methods"]["ours"]["unseen_tasks"] == kept
+    assert set(scores["methods"]) == set(found["methods"])
+
+
 def test_speed_up_and_break_even_by_hand():
     runs = [{"seconds": s, "steps": 8, "reached": True} for s in (2.0, 4.0, 100.0)]
-    found = costs({"batch_1": 0.5, "batch_32": 0.1, "runs": runs}, {"collect": 60.0, "train": 10.0})
+    measured = {"batch_1": 0.5, "batch_32": 0.1, "flops": {"generate": 7.0}}
+    found = costs({**measured, "runs": runs}, {"collect": 60.0, "train": 10.0})
     assert found["fine_tune"]["seconds"] == 4.0
     assert found["speed_up"] == {"batch_1": 8.0, "batch_32": 40.0}
     assert found["break_even_tasks"] == 20.0
-    assert costs({"batch_1": 0.5, "batch_32": 0.1, "runs": []}, {})["speed_up"] == {}
+    assert found["flops"] == {"generate": 7.0}
+    assert costs({**measured, "runs": []}, {})["speed_up"] == {}
