@@ -10,7 +10,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import os
 import platform
 import socket
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ltdi_peft.download import cache_folder as cache_folder
 from ltdi_peft.wheel import MINILM as MINILM
 from ltdi_peft.wheel import SMOLLM2, WHEELS, convert_wheel
 
@@ -79,14 +79,6 @@ class Base:
     name: str
     spec_fingerprint: str
     weights_fingerprint: str
-
-
-def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """The argument, else `$LTDI_CACHE`, else `~/.cache/ltdi_peft`; created."""
-    chosen = cache_dir or os.environ.get("LTDI_CACHE") or Path.home() / ".cache" / "ltdi_peft"
-    folder = Path(chosen).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def best_dtype(device: torch.device | str = "cpu") -> torch.dtype:

@@ -14,7 +14,7 @@ from ltdi_peft.command import Command
 from ltdi_peft.exchange_commands import EXCHANGE
 from ltdi_peft.terminal import Answer, table
 
-# ---- collect, train, evaluate, plan
+# ---- calibrate, collect, train, evaluate, plan
 
 
 def recipe_argument(parser: ArgumentParser) -> None:
@@ -36,6 +36,20 @@ def plan_recipe(known: Namespace) -> Answer:
 
     found = plan(load_recipe(known.recipe, known.overrides))
     return Answer([found], plan_lines(found), heads=1)
+
+
+def calibrate_recipe(known: Namespace) -> Answer:
+    """`ltdi calibrate RECIPE`."""
+    from ltdi_peft.base import keep_freed_memory
+    from ltdi_peft.calibrate import calibrate
+    from ltdi_peft.collect import open_bench
+    from ltdi_peft.config import load_recipe
+
+    recipe = load_recipe(known.recipe, known.overrides)
+    keep_freed_memory()
+    found = calibrate(open_bench(recipe), progress=known.progress)
+    rows = [{"name": name, **values} for name, values in found.items()]
+    return table(rows, tuple(rows[0]))
 
 
 def collect_recipe(known: Namespace) -> Answer:
@@ -86,18 +100,20 @@ def evaluate_recipe(known: Namespace) -> Answer:
 
 def tasks_arguments(parser: ArgumentParser) -> None:
     """Which suite, and what of it."""
-    parser.add_argument("--source", default="builtin", help="builtin, a .jsonl file or a BIG-bench folder")
+    sources = "builtin, bigbench (fetched once), a .jsonl file or a folder of BIG-bench tasks"
+    parser.add_argument("--source", default="builtin", help=sources)
     parser.add_argument("--domain", help="only this domain")
 
 
 def list_tasks(known: Namespace) -> Answer:
     """`ltdi tasks`."""
-    from ltdi_peft.task import load_suite
+    from ltdi_peft.task import CALIBRATED, load_suite
 
     suite = load_suite(known.source)
     if known.domain is not None:
         suite = suite.only([known.domain])
-    return table(suite.table(), ("name", "split", "examples", "prompt", "example"))
+    measured = CALIBRATED if suite.calibration else ()
+    return table(suite.table(), ("name", "split", "examples", *measured, "prompt", "example"))
 
 
 def inspect_arguments(parser: ArgumentParser) -> None:
@@ -193,6 +209,14 @@ COMMANDS = (
         "recipes/demo.yaml --suite.train=200",
         recipe_argument,
         plan_recipe,
+        overrides=True,
+    ),
+    Command(
+        "calibrate",
+        "measure what a LoRA of its own gains on each task",
+        "recipes/smollm2_bigbench.yaml",
+        recipe_argument,
+        calibrate_recipe,
         overrides=True,
     ),
     Command(

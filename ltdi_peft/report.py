@@ -26,24 +26,33 @@ def lines_of(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def table(result: dict[str, Any]) -> str:
     """The methods and the prompt control of a result, as Markdown: what the command line prints."""
     splits = [split for split in UNSEEN if split in result["methods"]["base"]]
-    head = ["method"]
-    for split in splits:
-        name = split.replace("_", " ")
-        head += [
-            f"{name} ({result['methods']['base'][split]['tasks']}): accuracy",
-            "G [95 %]",
-            "without prompt",
-            "G [95 %]",
-        ]
-    rows = []
-    for method, found in result["methods"].items():
-        row = [f"`{method}`"]
-        for split in splits:
-            for suffix in ("", "_no_prompt"):
-                about = found[split]
-                row += [shown(about[f"accuracy{suffix}"]), shown(about[f"G{suffix}"], about[f"ci{suffix}"])]
-        rows.append(row)
+    head = [
+        "method",
+        *(title for split in splits for title in titles(split, result["methods"]["base"][split])),
+    ]
+    rows = [
+        [f"`{method}`", *(cell for split in splits for cell in cells(found[split]))]
+        for method, found in result["methods"].items()
+    ]
     return "".join([lines_of(head, rows), *(f"\n{line}\n" for line in control_lines(result))])
+
+
+def titles(split: str, about: dict[str, Any]) -> list[str]:
+    """The columns of a split; chance-corrected accuracy where examples have choices."""
+    over = ["over chance"] if "accuracy_over_chance" in about else []
+    first = f"{split.replace('_', ' ')} ({about['tasks']}): accuracy"
+    return [first, *over, "G [95 %]", "without prompt", *over, "G [95 %]"]
+
+
+def cells(about: dict[str, Any]) -> list[str]:
+    """A method's figures on a split, under `titles`."""
+    row = []
+    for suffix in ("", "_no_prompt"):
+        row.append(shown(about[f"accuracy{suffix}"]))
+        if "accuracy_over_chance" in about:
+            row.append(shown(about[f"accuracy_over_chance{suffix}"]))
+        row.append(shown(about[f"G{suffix}"], about[f"ci{suffix}"]))
+    return row
 
 
 def control_lines(result: dict[str, Any]) -> list[str]:

@@ -15,7 +15,8 @@ from typing import Any, no_type_check
 
 from ltdi_peft.strict import build
 from ltdi_peft.suite import BUILTIN_SPLITS, builtin_tasks
-from ltdi_peft.suite.bigbench import read_bigbench
+from ltdi_peft.suite.bigbench import BIGBENCH_SPLITS, read_bigbench
+from ltdi_peft.suite.sdist import bigbench_folder
 from ltdi_peft.suite.splits import SPLITS as SPLITS
 from ltdi_peft.suite.splits import (
     SplitFile,
@@ -27,6 +28,7 @@ from ltdi_peft.suite.splits import (
 )
 from ltdi_peft.task_data import DataSource, read_parts
 
+CALIBRATED = ("base", "oracle", "chance")  # accuracies of `calibrate.py` that a table of tasks shows
 _PathLike = Path | str | None
 _Fractions = Mapping[str, float] | None
 
@@ -227,7 +229,8 @@ class TaskSuite:
     """Tasks by name, and for each split the ordered names of its tasks.
 
     `folds` maps a domain to the number of the fold in which it is left out; `left_out` maps what was not
-    loaded, or is deliberately in no split, to the reason. Raises ValueError for an empty suite, an unknown
+    loaded, or is deliberately in no split, to the reason; `calibration` maps a task to the accuracies that
+    were measured before it was chosen, if they were. Raises ValueError for an empty suite, an unknown
     split, a name that no task has, a task in two splits or in none, a family or an unseen domain
     that crosses splits.
     """
@@ -237,6 +240,7 @@ class TaskSuite:
     splits: dict[str, tuple[str, ...]]
     folds: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    calibration: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Give every split an entry, then check the suite whole."""
@@ -322,12 +326,19 @@ class TaskSuite:
         )
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a task: name, domain, family, split, number of examples, first prompt, first example."""
-        return [_row(split, task) for split in SPLITS for task in self.split(split)]
+        """One row a task: name, domain, family, split, number of examples, first prompt, first example.
+
+        Of a calibrated suite also the accuracies measured, None where a task's were not.
+        """
+        rows = [_row(split, task) for split in SPLITS for task in self.split(split)]
+        for row in rows if self.calibration else ():
+            row |= {key: self.calibration.get(row["name"], {}).get(key) for key in CALIBRATED}
+        return rows
 
     def save_splits(self, path: Path | str) -> None:
         """Write the split file (JSON, deterministic bytes, atomic)."""
-        write_splits(Path(path), self.name, SplitFile(self.splits, self.folds, self.left_out))
+        content = SplitFile(self.splits, self.folds, self.left_out, self.calibration)
+        write_splits(Path(path), self.name, content)
 
     @staticmethod
     def builtin(split_file: _PathLike = None) -> "TaskSuite":
@@ -360,19 +371,27 @@ class TaskSuite:
         fractions: _Fractions = None,
         evaluation_fraction: float = 0.5,
     ) -> "TaskSuite":
-        """Every BIG-bench `task.json` below `folder`; see `suite/bigbench.py`. Unusable ones: `left_out`."""
-        records, left_out = read_bigbench(Path(folder), evaluation_fraction)
+        """BIG-bench's `task.json` files below `folder` (`suite/bigbench.py`); unusable ones: `left_out`.
+
+        With a split file only the tasks that it puts into a split are read, else every one.
+        """
+        names = None if split_file is None else read_splits(Path(split_file)).names
+        records, left_out = read_bigbench(Path(folder), evaluation_fraction, names)
         tasks = [Task.from_dict(record, where) for where, record in records.items()]
         return _suite(Path(folder).name, tasks, split_file, fractions, left_out)
 
 
 def load_suite(source: str, split_file: _PathLike = None) -> TaskSuite:
-    """A suite by where it is: "builtin", a .jsonl file, or a folder of BIG-bench task.json files."""
+    """A suite: "builtin", "bigbench" (fetched once), a .jsonl file, or a folder of BIG-bench tasks."""
     if source == "builtin":
         return TaskSuite.builtin(split_file)
+    if source == "bigbench":
+        chosen = Path(split_file or BIGBENCH_SPLITS)
+        return TaskSuite.from_bigbench(bigbench_folder(read_splits(chosen).names), chosen)
     if not Path(source).exists():
         raise FileNotFoundError(
-            f"suite {source!r}: no such file or folder; give 'builtin', a .jsonl file or a BIG-bench folder."
+            f"suite {source!r}: no such file or folder; give 'builtin', 'bigbench', a .jsonl file or a "
+            f"folder of BIG-bench tasks."
         )
     if Path(source).is_dir():
         return TaskSuite.from_bigbench(source, split_file)
@@ -395,7 +414,8 @@ def _suite(
     content = read_splits(Path(split_file))
     kept = {n: task for n, task in by_name.items() if n not in content.left_out}
     try:
-        return TaskSuite(name, kept, content.splits, content.folds, {**left_out, **content.left_out})
+        left_out = {**left_out, **content.left_out}
+        return TaskSuite(name, kept, content.splits, content.folds, left_out, content.calibration)
     except ValueError as error:
         raise ValueError(f"{split_file}: {error}") from error
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_bigbench import cached_bigbench
 from tiny_world import run
 
 from ltdi_peft import __version__
@@ -18,6 +19,7 @@ from ltdi_peft.adapter import load_adapter_folder
 from ltdi_peft.cli import COMPLETION, main, make_parser
 from ltdi_peft.commands import COMMANDS
 from ltdi_peft.generator import load_generator
+from ltdi_peft.suite.bigbench import BIGBENCH_SPLITS
 from ltdi_peft.terminal import in_colour, one_line
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*was scaled into the range:UserWarning")
@@ -254,6 +256,22 @@ def test_tasks(world, capsys):
         capsys, "tasks", "--source", source, "--domain", "x"
     )
     assert "no such file or folder" in failed(capsys, "tasks", "--source", "nowhere.jsonl")
+
+
+def test_tasks_of_a_calibrated_suite_show_what_was_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LTDI_CACHE", str(cached_bigbench(tmp_path, BIGBENCH_SPLITS)))
+    assert main(["tasks", "--source", "bigbench"]) == 0
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["name", "split", "examples", "base", "oracle", "chance", "prompt", "example"]
+    assert 0 <= float(first.split()[3]) < float(first.split()[4]) <= 1
+
+
+def test_calibrate_prints_a_row_a_task(world, tmp_path, capsys):
+    file = str(world.recipe_file(tmp_path / "run"))
+    assert main(["calibrate", file, "--quiet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["name", "base", "oracle", "chance", "constant"]
+    assert lines[-1] == "11 rows"
 
 
 def test_inspect(world, capsys, tmp_path):

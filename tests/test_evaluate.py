@@ -110,6 +110,16 @@ def test_chance_is_taken_off_where_there_are_choices():
     assert row["accuracy_over_chance"] == pytest.approx(0.6)
 
 
+def test_chance_has_its_column_only_where_there_are_choices():
+    free = scores_of("x", base=0.25, ours=0.7, ours_wrong_prompt=0.5, mean=0.5, oracle=1.0)
+    choice = table(summarise([replace(free, chance=0.25)], draws=10, seed=0)).splitlines()
+    assert choice[0].split(" | ")[1:4] == ["unseen tasks (1): accuracy", "over chance", "G [95 %]"]
+    assert next(line for line in choice if "`ours`" in line).startswith("| `ours` | 0.70 | 0.60 | 0.60 |")
+    plain = table(summarise([free], draws=10, seed=0))
+    assert "over chance" not in plain
+    assert len(choice[0].split("|")) == len(plain.splitlines()[0].split("|")) + 2  # one in each context
+
+
 def test_reading_the_prompt_is_seen():
     control = summarise(many(ours=0.6, ours_wrong_prompt=0.2), draws=300, seed=0)["controls"]["prompt"]
     row = control["unseen_tasks"]
