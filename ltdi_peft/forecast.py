@@ -9,7 +9,7 @@ Source of the constants: runs on two cores (Xeon with AMX, PyTorch 2.13), said a
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ltdi_peft.collect import HELD_OUT
 from ltdi_peft.config import FitConfig
@@ -20,6 +20,7 @@ from ltdi_peft.multi_task import EVERY, VALIDATION_EXAMPLES, WIDER, start_steps
 from ltdi_peft.shapes import Shapes
 from ltdi_peft.speed import Line, Speed
 from ltdi_peft.summary import UNSEEN
+from ltdi_peft.t2l import FOLDERS
 from ltdi_peft.task import Task
 from ltdi_peft.variants import VARIANTS
 
@@ -86,7 +87,7 @@ class Forecast:
     def conditions(self) -> float:
         """Seconds to encode all paraphrases of the training tasks."""
         tasks = self.shapes.tasks("train")
-        tokens = len(tasks) * min(len(task.prompts) for task in tasks) * self.shapes.prompt_tokens
+        tokens = sum(len(task.prompts) for task in tasks) * self.shapes.prompt_tokens
         if self.shapes.recipe.condition.encoder == "base":
             return self.speed.lower.seconds(tokens, self.shapes.layers)
         return tokens * ENCODER_FLOP / self.speed.float32
@@ -97,7 +98,7 @@ class Forecast:
         rows = min(
             snapshots, 2 * self.width + self.width // 2
         )  # of a full buffer: subspace.StreamingSubspace
-        dims = self.bases / self.width if self.width else 0
+        dims = self.bases / self.width
         merges = 1 + max(0, snapshots - rows) / max(self.width, 1)
         flop = merges * (4 * rows**2 * dims + 10 * rows**3 * len(sites)) + 4 * self.width * self.bases
         encoded = self.shapes.training_runs * recipe.diffusion.k
@@ -147,6 +148,7 @@ class Forecast:
         decode = 4 * self.bases / MEMORY_RATE
         ridge = self.guided(validation, decode) if "ridge" in methods else 0.0
         rivals = sum(self.multi_task(name) for name in MULTI_TASK if name in methods)
+        rivals += sum(self.hypernetwork(mode) for mode, name in FOLDERS.items() if name in methods)
         once = 5 * (self.fit(recipe.collect.single) + self.scored(about.examples, 8)) + 110 * self.generated
         generate = len(unseen) * (made * self.generated + decode)
         few = self.few_shot() if about.few_shot.tasks else 0.0
@@ -168,6 +170,23 @@ class Forecast:
         curve = self.through(self.speed.score, (2 + steps // EVERY) * validation * self.shapes.rows.prompted)
         thicker = WIDER**0.5 if name == "multi_task_lora_4x" else 1.0  # only the two thin products grow
         return lower + thicker * self.fit(config, steps=steps) + curve
+
+    def hypernetwork(self, mode: str) -> float:
+        """T2L in one of its modes: its network, the rows behind it, its scores on validation tasks."""
+        recipe = self.shapes.recipe
+        about, training = recipe.evaluate.t2l, vars(recipe.evaluate.t2l)[mode]
+        numbers = sum(map(self.shapes.coordinates, self.shapes.spec.sites))
+        # Forward and back through the heads, by far the largest part.
+        network = 6 * training.tasks * about.hidden * numbers / self.speed.float32
+        seconds = training.steps * network
+        if mode == "sft":
+            rows = replace(recipe.collect.single, batch_size=about.examples)
+            seconds += self.fit(rows, min(training.tasks, len(self.shapes.tasks("train"))), training.steps)
+            seconds += self.lower(sum(self.pool(t, recipe.collect.rows) for t in self.shapes.tasks("train")))
+        validation = len(self.shapes.tasks("validation"))
+        tokens = validation * VALIDATION_EXAMPLES * len(MEAN_SHARES) * self.shapes.rows.prompted
+        scores = (2 + training.steps // training.validate_every) * self.through(self.speed.score, tokens)
+        return seconds + scores + self.guided(validation, 0.0)
 
     def few_shot(self) -> float:
         """Learning rates tried on validation tasks, then every road on every task."""

@@ -5,7 +5,6 @@ Idea: bytes are those of files that the same code would write, with zeros in the
 to be right within a factor of two, on a machine that has nothing else to do.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from safetensors.torch import save
 
 from ltdi_peft.base import dtype_named
 from ltdi_peft.collect import HELD_OUT
+from ltdi_peft.condition import WORDS
 from ltdi_peft.config import Recipe
 from ltdi_peft.denoiser import Denoiser, DenoiserConfig
 from ltdi_peft.encode import BASIS_DTYPES
@@ -25,7 +25,7 @@ from ltdi_peft.shapes import Shapes, dtype_bytes, shapes
 from ltdi_peft.speed import measured
 from ltdi_peft.store import DTYPES as STORED
 from ltdi_peft.task import SPLITS
-from ltdi_peft.trajectory import FINISHED, FORMAT_VERSION, json_bytes, snapshot_header
+from ltdi_peft.trajectory import FINISHED, FORMAT_VERSION, json_bytes, snapshot_header, task_table
 
 MINILM_WIDTH = 384
 FLOAT = 4  # bytes of a float32
@@ -86,10 +86,8 @@ def steps(about: Shapes) -> dict[str, int]:
 
 def not_counted(recipe: Recipe) -> list[str]:
     """Sentences about parts of the evaluation that have no figure here."""
-    rivals = sorted({"t2l_recon", "t2l_sft"} & set(recipe.evaluate.methods))
-    out = [f"the training of {', '.join(rivals)} is not counted"] if rivals else []
-    curve = recipe.evaluate.few_shot.tasks and recipe.evaluate.few_shot.curve_steps
-    return [*out, *(["the curve over gradient steps is not counted"] if curve else [])]
+    about = recipe.evaluate.few_shot
+    return ["the curve over gradient steps is not counted"] if about.tasks and about.curve_steps else []
 
 
 # ---- bytes
@@ -135,7 +133,7 @@ def run_bytes(about: Shapes, *splits: str) -> int:
         "spec": about.spec.to_dict(),
         "about": {},
     }
-    tasks = [replace(task, train=(), evaluation=()).to_dict() for task in about.tasks(*splits)]
+    tasks = [task_table(task, keep_examples=False) for task in about.tasks(*splits)]
     manifests = [json_bytes({**manifest, "run_id": f"{task['name']}-s0", "task": task}) for task in tasks]
     return len(tasks) * snapshots_a_run(about.recipe) * one + sum(map(len, manifests))
 
@@ -178,22 +176,18 @@ def codec_bases(about: Shapes) -> list[tuple[int, int]]:
     recipe, found = about.recipe, []
     count = about.training_runs * snapshots_a_run(recipe)
     for site in about.spec.sites:
-        dim = coordinates(about, site.fan_in * site.rank, site.fan_out * site.rank)
+        dim = about.coordinates(site)
         if recipe.codec.width is not None and dim > recipe.codec.width:
             found.append((min(recipe.codec.width, count), dim))
     return found
 
 
-def coordinates(about: Shapes, of_a: int, of_b: int) -> int:
-    """Numbers that describe one site in the recipe's gauge."""
-    return of_b if about.recipe.collect.gauge == "shared_a" else of_a + of_b
-
-
 def network_config(about: Shapes) -> DenoiserConfig:
     """The generator's network."""
     recipe, sites = about.recipe, about.spec.sites
-    widest = max(coordinates(about, s.fan_in * s.rank, s.fan_out * s.rank) for s in sites)
-    condition = MINILM_WIDTH if recipe.condition.encoder == "minilm" else about.hidden
+    widest = max(map(about.coordinates, sites))
+    widths = {"minilm": MINILM_WIDTH, "minilm_words": MINILM_WIDTH + WORDS, "base": about.hidden}
+    condition = widths[recipe.condition.encoder]
     sizes = {"sites": len(sites), "width": recipe.codec.width or widest, "condition_width": condition}
     return DenoiserConfig(**sizes, **vars(recipe.denoiser))
 

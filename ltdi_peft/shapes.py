@@ -27,7 +27,7 @@ from ltdi_peft.base import SMOLLM2, converted_folder, hub_reachable
 from ltdi_peft.batched import decoder_layers, example_text, first_adapted_layer, layer_kinds_shift, make_row
 from ltdi_peft.collect import HELD_OUT, recipe_suite, require_examples
 from ltdi_peft.config import Recipe
-from ltdi_peft.spec import AdapterSpec
+from ltdi_peft.spec import AdapterSpec, Site
 from ltdi_peft.task import Task, TaskSuite
 
 # The shape of the default base model, for a machine that has not seen it yet (its config.json on the Hub).
@@ -81,6 +81,11 @@ class Shapes:
     def tasks(self, *splits: str) -> list[Task]:
         """Of these splits."""
         return [task for split in splits for task in self.suite.split(split)]
+
+    def coordinates(self, site: Site) -> int:
+        """Numbers that describe one site in the recipe's gauge: of B alone where A is every run's."""
+        of_a = 0 if self.recipe.collect.gauge == "shared_a" else site.rank * site.fan_in
+        return of_a + site.rank * site.fan_out
 
     @property
     def training_runs(self) -> int:

@@ -14,6 +14,7 @@ from ltdi_peft.config import Recipe, SuiteConfig
 from ltdi_peft.forecast import Forecast
 from ltdi_peft.generator import load_generator
 from ltdi_peft.plan import clock, file_bytes, memory, network_config, plan, plan_lines, size
+from ltdi_peft.protocol import METHODS
 from ltdi_peft.shapes import SMOLLM2_SHAPE, shapes
 from ltdi_peft.speed import Line, Speed, line, measured
 
@@ -105,14 +106,19 @@ def test_more_work_takes_longer_and_more_memory(world, tmp_path):
         seconds, _ = of(**sections)
         assert seconds[stage] > base[stage]
     assert of(collect={"rows": 12})[1]["collect"] > base_memory["collect"]
-    everything = [*planning_methods(), "t2l_sft"]
-    assert of(evaluate={"methods": everything, "few_shot": {"tasks": 2}})[0][2] > base[2]
 
 
-def planning_methods():
-    from ltdi_peft.protocol import METHODS
+def test_every_method_and_the_few_shot_ladder_are_counted(world, tmp_path):
+    about = shapes(world.recipe)
 
-    return [name for name in METHODS if not name.startswith("t2l")]
+    def seconds(**evaluate):
+        recipe = world.changed(tmp_path, evaluate=evaluate)
+        return Forecast(dataclasses.replace(about, recipe=recipe), ONE, 1, 1000, 1000, 8).evaluate()
+
+    less = seconds(methods=["ours"])
+    free = {"base", "start", "ours", "oracle"}  # scored anyway
+    assert {name for name in METHODS if seconds(methods=["ours", name]) <= less} == free
+    assert seconds(methods=["ours"], few_shot={"tasks": 2}) > less
 
 
 def test_elapsed_time_shrinks_with_threads(world):
@@ -183,16 +189,10 @@ def test_the_assumed_shape_is_that_of_the_model_where_it_is_here():
 
 def test_what_is_not_counted_is_said(world, tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "measured", lambda *arguments: ONE)
-    recipe = world.changed(
-        tmp_path, evaluate={"methods": ["t2l_sft"], "few_shot": {"tasks": 1, "curve_steps": 2}}
-    )
-    found = plan(recipe)
-    assert found["assumed"] == [
-        "the training of t2l_sft is not counted",
-        "the curve over gradient steps is not counted",
-    ]
+    found = plan(world.changed(tmp_path, evaluate={"few_shot": {"tasks": 1, "curve_steps": 2}}))
+    assert found["assumed"] == ["the curve over gradient steps is not counted"]
     lines = plan_lines(found)
-    assert lines[-2:] == [f"assumed   {sentence}" for sentence in found["assumed"]]
+    assert lines[-1] == "assumed   the curve over gradient steps is not counted"
     assert any(one.startswith("  collect") and "of memory" in one for one in lines)
 
 
