@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ltdi_peft.quiet import drop_kernel_notice
+
 OVERRIDES = "overrides of recipe fields, e.g. --train.steps=500"
 
 
@@ -20,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known, rest = parser.parse_known_args(arguments)
     if rest and not known.takes_overrides:
         parser.error(f"unknown arguments {rest}")
+    drop_kernel_notice()
     try:
         known.run(known, rest)
         sys.stdout.flush()
@@ -66,6 +69,7 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     generate.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     generate.add_argument("--generator", help="folder or Hub id; else $LTDI_GENERATOR")
     generate.add_argument("--base-model", help="folder or Hub id; else the generator's own")
+    generate.add_argument("--load-in-4bit", action="store_true", help="load the base model in 4 bits (NF4)")
     examples = "JSONL of [input, answer]; for --candidates and --refine-steps"
     generate.add_argument("--examples", type=Path, help=examples)
     generate.add_argument("--candidates", type=int, default=1, help="so many, the best on the examples wins")
@@ -187,6 +191,7 @@ def generate_folder(known: argparse.Namespace, rest: list[str]) -> None:
         num_candidates=known.candidates,
         guidance_scale=known.guidance_scale,
         seed=known.seed,
+        load_in_4bit=known.load_in_4bit,
     )
     if known.refine_steps:
         refine(model, examples, steps=known.refine_steps, prompt=known.prompt, seed=known.seed)

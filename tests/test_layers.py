@@ -7,12 +7,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ltdi_peft"
 ROOMS = (  # from the top; a room may import those before it
+    "quiet",
     "strict",
     "evaluate_config",
     "config",
     "suite",
     "task",
     "wheel",
+    "four_bit",
     "base",
     "spec",
     "adapter",
