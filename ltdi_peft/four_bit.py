@@ -31,7 +31,7 @@ def four_bit_layers(model: nn.Module) -> list[nn.Module]:
     """The model's 4-bit linear layers; none without bitsandbytes."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return []
-    from bitsandbytes.nn import Linear4bit  # an optional dependency
+    from bitsandbytes.nn.modules import Linear4bit  # an optional dependency
 
     return [module for module in model.modules() if isinstance(module, Linear4bit)]
 
