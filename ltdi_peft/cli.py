@@ -13,6 +13,7 @@ from importlib.metadata import version
 from ltdi_peft.command import Command
 from ltdi_peft.commands import COMMANDS
 from ltdi_peft.completion import SHELLS, script
+from ltdi_peft.quiet import drop_kernel_notice
 from ltdi_peft.terminal import Answer, complain, show
 
 OK, UNEXPECTED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known.overrides, known.progress = rest, not known.quiet
     if known.quiet:  # the libraries below read these when they are imported, which is later
         os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+    drop_kernel_notice()
     try:
         answer = command.run(known)
         show(answer, as_json=known.json, no_color=known.no_color)

@@ -153,6 +153,7 @@ def generate_arguments(parser: ArgumentParser) -> None:
     steps = "gradient steps on the examples afterwards"
     parser.add_argument("--refine-steps", type=int, default=0, help=steps)
     parser.add_argument("--guidance-scale", type=float, help="else the generator's own")
+    parser.add_argument("--load-in-4bit", action="store_true", help="load the base model in 4 bits (NF4)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same adapter")
 
 
@@ -177,6 +178,7 @@ def generate_folder(known: Namespace) -> Answer:
         num_candidates=known.candidates,
         guidance_scale=known.guidance_scale,
         seed=known.seed,
+        load_in_4bit=known.load_in_4bit,
     )
     if known.refine_steps:
         options = {"prompt": known.prompt, "seed": known.seed, "progress": known.progress}

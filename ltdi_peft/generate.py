@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ltdi_peft.adapter import attach, load_adapter_folder, prove_loaded, require_same_spec
 from ltdi_peft.base import Base, load_base, locate, spec_fingerprint, weights_fingerprint
 from ltdi_peft.batched import AdaptedBase, stack_adapters
+from ltdi_peft.four_bit import keep_gradients
 from ltdi_peft.generator import CONFIG_FILE, GeneratedAdapter, Generator
 from ltdi_peft.generator_config import default_folder
 from ltdi_peft.provenance import note_provenance
@@ -196,11 +197,13 @@ def wrap_passed(
 ) -> Base:
     """A model that the caller loaded, as `Base`; nothing of it is changed, its name neither.
 
+    But 4-bit layers are kept in the layout that gradients come through (`keep_gradients`).
     default_name: where the tokenizer of a model without a name is looked for.
     """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(inner, PreTrainedModel):
         raise ValueError(f"base_model is a {type(inner).__name__}; expected a transformers PreTrainedModel.")
+    keep_gradients(inner)
     name = inner.name_or_path or default_name
     if tokenizer is None:
         try:

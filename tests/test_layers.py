@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ltdi_peft"
 ROOMS = (  # from the top; a room may import those before it
+    "quiet",
     "strict",
     "evaluate_config",
     "config",
@@ -15,6 +16,7 @@ ROOMS = (  # from the top; a room may import those before it
     "task_data",
     "task",
     "wheel",
+    "four_bit",
     "base",
     "hub",
     "chat",
