@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ltdi_peft.plot import BLACK, BLUE, GREY, ORANGE, PALE, PALETTE, canvas, counted, label_ends, xy
 from ltdi_peft.plot_data import LEAST, AdapterMap, Losses, Similarity, Track, losses, map_runs
@@ -102,7 +103,7 @@ def distance_panel(axes: Axes, found: AdapterMap) -> None:
     ends["shared start (dotted)"] = (last, sum(starts) / len(starts), BLACK)
     label_ends(axes, ends)
     axes.set(xlabel="chain time (0 = noise)", ylabel="‖ΔW − ΔW of the task's own fine-tune‖")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def name_end(axes: Axes, track: Track, colour: str, start: list[float]) -> None:
