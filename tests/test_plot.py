@@ -1,6 +1,8 @@
 """Figures hold the numbers of their JSON or store, and nothing is drawn of what is not there."""
 
+import ast
 import json
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -248,6 +250,18 @@ def test_without_matplotlib_inspect_says_what_to_install(no_matplotlib, world, t
     assert "figures need matplotlib: pip install 'ltdi_peft[plot]'." in capsys.readouterr().err
     with pytest.raises(ImportError, match=r"pip install 'ltdi_peft\[plot\]'"):
         write_store_figures(world.recipe.store_folder, tmp_path / "p")
+
+
+def test_the_core_imports_no_matplotlib():
+    rooms = {"plot", "plot_result", "plot_store", "plot_sweep"}
+    loads = {}
+    for path in (ROOT / "ltdi_peft").rglob("*.py"):
+        top = [
+            node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom | ast.Try)
+        ]
+        loads[path.stem] = " ".join(ast.unparse(node) for node in top)
+    drawing = r"from matplotlib|import matplotlib|from ltdi_peft\.plot(_(?!data)\w+)? "
+    assert {room for room, text in loads.items() if re.search(drawing, text)} == rooms
 
 
 def test_labels_keep_apart():
