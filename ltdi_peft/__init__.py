@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # what type checkers and editors read; PUBLIC below is the sa
     from ltdi_peft.evaluate import evaluate as evaluate
     from ltdi_peft.generate import generate_adapter as generate_adapter
     from ltdi_peft.generator import Generator as Generator
+    from ltdi_peft.importing import import_adapters as import_adapters
+    from ltdi_peft.publish import push as push
     from ltdi_peft.record import TrajectoryRecorder as TrajectoryRecorder
     from ltdi_peft.record import record as record
     from ltdi_peft.recording import Schedule as Schedule
@@ -42,6 +44,8 @@ PUBLIC = {
     "collect": "collect",
     "evaluate": "evaluate",
     "generate_adapter": "generate",
+    "import_adapters": "importing",
+    "push": "publish",
     "record": "record",
     "refine": "refine",
     "train_generator": "train",

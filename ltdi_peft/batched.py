@@ -20,15 +20,17 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltdi_peft.adapter import Adapter, Site
-from ltdi_peft.base import Base
+from ltdi_peft.base import Base, require_causal
+from ltdi_peft.chat import chat_ids
 from ltdi_peft.task import Example
 
 Stacked = dict[str, tuple[Tensor, Tensor]]  # site → A (adapter, rank, fan_in), B (adapter, fan_out, rank)
 # Tokens a batch through the frozen lower layers; larger batches gain nothing on two cores.
 LOWER_TOKENS = 4096
 # Relative error at which two ways through the model count as one. Where a cut is right, both ways run the
-# very same kernels (found 0 in float32 and bfloat16); a doubled position shows as 0.1 and more.
-SAME = 1e-3
+# very same kernels (found 0 in float32 and bfloat16); a doubled position shows as 0.1 and more, Gemma 2's cap
+# of small logits as 1e-5.
+SAME = 1e-6
 PROBE_TOKENS = 16
 
 
@@ -57,20 +59,25 @@ def make_row(
     """Token ids of an example; `answer` replaces the example's own (a choice).
 
     `shots` are examples in context, between prompt and question, each closed by the end token, or the model
-    could not know that its own has to be. Question and answer are tokenised apart, as when it generates.
+    could not know that its own has to be. Question and answer are tokenised apart, as when it generates. An
+    example with turns is read by the tokenizer's chat template, if it has one.
     """
+    answer = example.answer if answer is None else answer
+    if example.turns and tokenizer.chat_template:
+        before, after = chat_ids(tokenizer, prompt, example, answer, shots)
+        return Row((*before, *after), len(before))
     if not isinstance(end := tokenizer.eos_token_id, int):
         raise ValueError("the tokenizer has no end token, so no answer could end: set tokenizer.eos_token.")
 
     def ids_of(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    before: list[int] = []
+    before = []
     for shot in shots:
         before += [*ids_of(example_text(prompt, shot.input)), *ids_of(f" {shot.answer}"), end, *ids_of("\n")]
         prompt = None  # it stands once, before the first example
     before += ids_of(example_text(prompt, example.input))
-    after = ids_of(f" {example.answer if answer is None else answer}")
+    after = ids_of(f" {answer}")
     return Row((*before, *after, end), len(before))
 
 
@@ -133,10 +140,11 @@ class AdaptedBase:
 
     `cut` is the number of frozen lower layers whose output is kept per row (0: nothing is kept, every row
     runs the whole model). The cut is proved on a probe when it is made, and given up if the halves do not
-    give the whole. ValueError for a model in training mode, whose dropout would make every pass another one.
+    give the whole. ValueError for a model that is not causal, or in training mode: dropout would differ.
     """
 
     def __init__(self, base: Base, sites: Sequence[Site]) -> None:
+        require_causal(base.model)
         if base.model.training:
             raise ValueError(
                 f"base model {base.name!r} is in training mode; call model.eval() before adapting it."
@@ -148,8 +156,10 @@ class AdaptedBase:
         self.head = output_embedding(base.model)
         self.upper = self.decoder
         self.cut = 0
-        # Models that scale or cap their logits after the output embedding run whole, with logits everywhere.
-        self.plain_head = self._head_is_plain()
+        # Models that scale or cap their logits after the output embedding run whole, with logits everywhere;
+        # an adapted one too: its delta needs equally many rows of every adapter.
+        adapted_head = any(base.model.get_submodule(site.name) is self.head for site in sites)
+        self.plain_head = not adapted_head and self._head_is_plain()
         first = first_adapted_layer(self.decoder, sites, base.model) if self.plain_head else 0
         if first and not layer_kinds_shift(self.decoder, first):
             first = 0

@@ -16,15 +16,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from ltdi_peft.adapter import fresh_adapter, load_adapter_folder, save_adapter_folder
-from ltdi_peft.base import Base, load_base
+from ltdi_peft.adapter import fresh_adapter, load_adapter_folder, require_base, save_adapter_folder
+from ltdi_peft.base import Base, load_base, require_causal
 from ltdi_peft.batched import AdaptedBase, stack_adapters, unstack_adapter
 from ltdi_peft.config import FitConfig, Recipe, to_dict
 from ltdi_peft.fit import Pool, fit_steps, joined, make_pool
@@ -32,8 +32,9 @@ from ltdi_peft.launch import on_cpu
 from ltdi_peft.recording import Schedule
 from ltdi_peft.spec import Adapter, AdapterSpec
 from ltdi_peft.store import RunWriter, TrajectoryStore
+from ltdi_peft.strict import differing
 from ltdi_peft.task import Task, TaskSuite, load_suite
-from ltdi_peft.trajectory import json_bytes, read_json, replace_file
+from ltdi_peft.trajectory import json_bytes, read_json, recorded_adapter, replace_file
 
 HELD_OUT = ("validation", "unseen_tasks", "unseen_domains")
 SETTINGS_FILE, TIMINGS_FILE, MEMORY_FILE = "collect.json", "timings.json", "memory.json"
@@ -48,15 +49,19 @@ Job = tuple[Task, int]  # a task and the number of its run
 
 @dataclass
 class Bench:
-    """A base model cut for one recipe's adapters, with the pools of rows made so far."""
+    """A base model with the adapter of one recipe laid out on it, and the pools of rows made so far."""
 
     recipe: Recipe
     suite: TaskSuite
     base: Base
     spec: AdapterSpec
     fresh: Adapter
-    adapted: AdaptedBase
     pools: dict[str, Pool]
+
+    @cached_property
+    def adapted(self) -> AdaptedBase:
+        """The base model, cut at the first use. ValueError for one that is no causal language model."""
+        return AdaptedBase(self.base, self.spec.sites)
 
     def pool(self, task: Task) -> Pool:
         """The task's training rows, made at the first call."""
@@ -81,6 +86,12 @@ def open_bench(recipe: Recipe, *, base: Base | None = None, device: torch.device
 def lay_out(recipe: Recipe, suite: TaskSuite, base: Base) -> Bench:
     """A bench for the recipe's adapter on a loaded base model, which is left as it is."""
     adapter = recipe.adapter
+    if recipe.collect.start == "recorded":
+        runs = TrajectoryStore(recipe.store_folder, create=False).trajectories()
+        spec, fresh = recorded_adapter(runs, base.name)
+        require_base(base.model, spec)
+        return Bench(recipe, suite, base, spec, fresh, {})
+    require_causal(base.model)
     spec, fresh = fresh_adapter(
         base.model,
         rank=adapter.rank,
@@ -89,7 +100,7 @@ def lay_out(recipe: Recipe, suite: TaskSuite, base: Base) -> Bench:
         top_layers=adapter.layers,
         seed=recipe.seed,
     )
-    return Bench(recipe, suite, base, spec, fresh, AdaptedBase(base, spec.sites), {})
+    return Bench(recipe, suite, base, spec, fresh, {})
 
 
 def recipe_suite(recipe: Recipe) -> TaskSuite:
@@ -116,6 +127,11 @@ def collect(recipe: Recipe, *, bench: Bench | None = None, progress: bool = True
     state = PartialState(cpu=on_cpu(), timeout=PATIENCE)
     suite = bench.suite if bench else recipe_suite(recipe)
     require_examples(suite)
+    if recipe.collect.start == "recorded":
+        raise ValueError(
+            "collect.start is 'recorded': the runs come from elsewhere, and there is nothing to collect. "
+            "Name another start, or go on with `ltdi train`."
+        )
     require_same_settings(recipe, write=state.is_main_process)
     state.wait_for_everyone()
     with timed(recipe.folder, "collect", write=state.is_main_process):
@@ -163,18 +179,6 @@ def require_same_settings(recipe: Recipe, *, write: bool = True) -> None:
         )
 
 
-def differing(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    out = []
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            out += differing(a, b, f"{where}{key}.")
-        elif a != b:
-            out.append(f"{where}{key}")
-    return out
-
-
 @contextmanager
 def timed(folder: Path, stage: str, *, write: bool = True) -> Iterator[None]:
     """Add the block's seconds to `timings.json`, which the cost table reads; an interrupted stage adds up.
@@ -201,7 +205,7 @@ def timed(folder: Path, stage: str, *, write: bool = True) -> Iterator[None]:
 
 def shared_start(bench: Bench, *, progress: bool = True) -> Adapter:
     """The adapter that every run starts from: fresh, or trained on all training tasks, once, in `start/`."""
-    if bench.recipe.collect.start == "fresh":
+    if bench.recipe.collect.start != "multi_task":
         return bench.fresh
     folder = bench.recipe.folder / "start"
     # The configuration is written last: a folder without it is what a killed process left.

@@ -1,33 +1,49 @@
 """Task prompts → conditions.
 
 In: prompts.  Out: (prompt, condition) float32, one unit vector each.
-Idea: the generator never sees text, only where its encoder puts the prompt; two encoders, to be compared.
-Source: all-MiniLM-L6-v2 pools by the mean over tokens and normalises (sentence-transformers' model card).
+Idea: the generator never sees text, only where its encoder puts the prompt. A sentence embedding says what
+a prompt means; which words it has in common with the training prompts says more about new wordings of the
+same parts (measured: docs/log.md), so the two can stand side by side.
+Source: all-MiniLM-L6-v2 pools by the mean over tokens and normalises (sentence-transformers' model card);
+signed feature hashing, arXiv:0902.2206.
 """
 
+import re
+import zlib
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ltdi_peft.base import MINILM, Base, locate
+from ltdi_peft.config import ENCODERS
 
 BATCH = 64  # prompts a forward pass
+WORDS = 512  # numbers that the words of a prompt are hashed into
+WORD = re.compile(r"\w+|[^\w\s]")
 
 
 class PromptEncoder:
     """Prompts → unit vectors by mean-pooled hidden states.
 
-    `minilm` is a sentence encoder of 23 M parameters (Hub, or the wheel); `base` reads the middle layer of
-    the base model itself, so that nothing more is downloaded.
+    `minilm` is a sentence encoder of 23 M parameters (Hub, or the wheel), `minilm_words` the same with
+    `hashed_words` beside it; `base` reads the middle layer of the base model itself (of an encoder-decoder's
+    encoder), so that nothing more is downloaded.
     """
 
     def __init__(self, name: str, *, base: Base | None = None, token: str | None = None) -> None:
         self.name = name
-        if name == "minilm":
+        self.words = name == "minilm_words"
+        if name == "minilm" or self.words:
             source = locate(MINILM, token=token)
             self.model: PreTrainedModel = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
             self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
@@ -37,11 +53,11 @@ class PromptEncoder:
                 raise ValueError(
                     "condition.encoder 'base' needs the base model to encode a prompt: pass base=."
                 )
-            self.model, self.tokenizer = base.model.get_decoder(), base.tokenizer  # type: ignore[assignment]
+            self.model, self.tokenizer = text_reader(base.model), base.tokenizer
             self.layer = base.model.config.num_hidden_layers // 2
         else:
-            raise ValueError(f"condition.encoder is {name!r}; known encoders are ['base', 'minilm'].")
-        self.width = int(self.model.config.hidden_size)
+            raise ValueError(f"condition.encoder is {name!r}; known encoders are {sorted(ENCODERS)}.")
+        self.width = int(self.model.config.hidden_size) + (WORDS if self.words else 0)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Float[Tensor, "prompt condition"]:
@@ -49,11 +65,16 @@ class PromptEncoder:
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise ValueError("a task prompt is empty; describe the task, e.g. 'Translate to French.'")
         batches = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
-        return torch.cat([self._pooled(list(batch)) for batch in batches])
+        pooled = torch.cat([self._pooled(list(batch)) for batch in batches])
+        if not self.words:
+            return pooled
+        # Both are unit vectors, so each has half a say.
+        return functional.normalize(torch.cat([pooled, hashed_words(prompts)], 1), dim=-1)
 
     def _pooled(self, prompts: list[str]) -> Float[Tensor, "prompt condition"]:
         ids, mask = (tensor.to(self.model.device) for tensor in padded(self.tokenizer, prompts))
-        if ids.shape[1] > (most := self.model.config.max_position_embeddings):
+        most = longest_text(self.model.config)
+        if most is not None and ids.shape[1] > most:
             raise ValueError(
                 f"a prompt has {ids.shape[1]} tokens, encoder {self.name!r} reads at most {most}: shorten it."
             )
@@ -61,6 +82,32 @@ class PromptEncoder:
         hidden = out.hidden_states[self.layer].float()
         pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return functional.normalize(pooled, dim=-1).cpu()
+
+
+def hashed_words(prompts: Sequence[str]) -> Float[Tensor, "prompt word"]:
+    """Unit vectors: each word and mark adds ±1 at a place, both told by its hash; then signed square roots.
+
+    A prompt whose words cancel out gives zeros.
+    """
+    out = torch.zeros(len(prompts), WORDS)
+    for row, prompt in zip(out, prompts, strict=True):
+        for word in WORD.findall(prompt.lower()):
+            hashed = zlib.crc32(word.encode())
+            row[hashed % WORDS] += 1 if hashed >> 20 & 1 else -1
+    return functional.normalize(out.sign() * out.abs().sqrt(), dim=-1)
+
+
+def text_reader(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a model that reads text into hidden states."""
+    if model.config.is_encoder_decoder:
+        return model.get_encoder()  # type: ignore[return-value]
+    return model.get_decoder() if model.can_generate() else model.base_model  # type: ignore[return-value]
+
+
+def longest_text(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model has positions for; None for relative positions without a limit (T5)."""
+    key = "max_position_embeddings"
+    return config.to_dict().get(config.attribute_map.get(key, key))
 
 
 def padded(

@@ -19,8 +19,8 @@ from ltdi_peft.strict import build as build
 from ltdi_peft.strict import to_dict as to_dict
 
 GAUGES = ("shared_a", "shared_start", "canonical")
-STARTS = ("multi_task", "fresh")
-ENCODERS = ("minilm", "base")
+STARTS = ("multi_task", "fresh", "recorded")
+ENCODERS = ("minilm", "minilm_words", "base")
 LOSSES = ("vanilla", "naive", "local_consistency")
 LAWS = ("cosine", "vp")
 WEIGHTS = ("published", "uniform", "min_snr", "epsilon")
@@ -61,7 +61,7 @@ class SuiteConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The LoRA that every run trains."""
+    """The LoRA that every run trains; not read where collect.start is `recorded`: there the runs have it."""
 
     rank: int = 4
     alpha: float = 8.0
@@ -104,7 +104,9 @@ class FitConfig:
 class CollectConfig:
     """Preparation: the shared start, then one recorded LoRA per task and seed."""
 
-    start: str = "multi_task"  # multi_task: one LoRA on all training tasks first; fresh: B = 0
+    # multi_task: one LoRA on all training tasks first; fresh: B = 0; recorded: nothing is collected, the runs
+    # were recorded elsewhere, with a LoRA of their own
+    start: str = "multi_task"
     gauge: str = "shared_a"  # shared_a: A stays the start's; shared_start: A and B trained
     seeds: int = 2
     together: int = 8  # tasks trained in one forward pass
@@ -141,7 +143,9 @@ class CodecConfig:
 class ConditionConfig:
     """Prompt → condition."""
 
-    encoder: str = "minilm"  # minilm: sentence embedding; base: hidden states of the base model
+    # minilm: sentence embedding; minilm_words: with hashed words beside it; base: hidden states of the base
+    # model
+    encoder: str = "minilm"
 
     def __post_init__(self) -> None:
         one_of("encoder", self.encoder, ENCODERS)
@@ -231,6 +235,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     log_every: int = 25
     log_with: str | None = "tensorboard"
+    encoded: str | None = None  # a file of `ltdi encode` to train from, without store, codec fit and gate
     task_loss: TaskLossConfig = TaskLossConfig()
 
     def __post_init__(self) -> None:

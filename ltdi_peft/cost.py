@@ -1,4 +1,4 @@
-"""Seconds: of generating an adapter, of fine-tuning one, and what that makes of the preparation.
+"""Seconds and operations: of generating an adapter, of fine-tuning one, and what preparation costs in these.
 
 In: a generator, scored tasks, the seconds of the stages.  Out: a result's section `cost`.
 Idea: measured by the same program that scores, so a result needs no number from elsewhere. The speed-up is
@@ -50,8 +50,8 @@ def fine_tunes(protocol: Protocol, scores: Sequence[TaskScores], count: int = 5)
 
 
 def costs(measured: dict[str, Any], stages: dict[str, float]) -> dict[str, Any]:
-    """Stages, generation, fine-tuning, speed-up, and the number of tasks after which preparation has paid."""
-    generate = {key: value for key, value in measured.items() if key != "runs"}
+    """Stages, generation, fine-tuning, speed-up, operations, and how many tasks it takes to break even."""
+    generate = {key: value for key, value in measured.items() if key not in ("runs", "flops")}
     runs = measured["runs"]
     tune = statistics.median(run["seconds"] for run in runs) if runs else None
     saved = tune - generate["batch_1"] if tune is not None else 0.0
@@ -66,4 +66,5 @@ def costs(measured: dict[str, Any], stages: dict[str, float]) -> dict[str, Any]:
         },
         "speed_up": {key: tune / value for key, value in generate.items()} if tune is not None else {},
         "break_even_tasks": sum(stages.values()) / saved if stages and saved > 0 else None,
+        "flops": measured["flops"],
     }

@@ -195,6 +195,7 @@ mean_only = partial(walk, mean_step)
 ddim = partial(walk, ddim_step)
 stochastic = partial(walk, stochastic_step)
 SAMPLERS = {"mean_only": mean_only, "ddim": ddim, "stochastic": stochastic}
+STEPS = {"mean_only": mean_step, "ddim": ddim_step, "stochastic": stochastic_step}  # of each sampler
 
 
 def path_loss(

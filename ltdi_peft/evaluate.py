@@ -19,30 +19,30 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ltdi_peft.base import require_causal
 from ltdi_peft.baselines import (
     NearestTask,
     RidgeRival,
-    final_adapter,
     fit_ridge_rival,
     mean_adapter,
     tensor_digest,
     timings,
     with_best_guidance,
 )
+from ltdi_peft.cards import scores_of
 from ltdi_peft.collect import Bench, open_bench, recipe_suite, timed
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe
 from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
-from ltdi_peft.curve import curve
-from ltdi_peft.few_shot import FewShot, ladder
-from ltdi_peft.generator import Generator, load_generator
+from ltdi_peft.figures import write_figures
+from ltdi_peft.flops import count_flops
+from ltdi_peft.generator import EVALUATION_FILE, Generator, load_generator
 from ltdi_peft.guidance import Guidance
 from ltdi_peft.memorisation import between_stored
 from ltdi_peft.multi_task import (
     train_format_only,
     train_multi_task_lora,
     train_wide_multi_task_lora,
-    validation_tasks,
     widened,
 )
 from ltdi_peft.prepare import TrainingSet, prepare, training_trajectories
@@ -50,6 +50,7 @@ from ltdi_peft.protocol import METHODS, SHOTS, Protocol, digest, score_tasks
 from ltdi_peft.report import markdown
 from ltdi_peft.report import table as table
 from ltdi_peft.score import pick_shots
+from ltdi_peft.sections import sections
 from ltdi_peft.spec import require_same_spec
 from ltdi_peft.store import Trajectory, TrajectoryStore
 from ltdi_peft.summary import UNSEEN, TaskScores, summarise
@@ -78,18 +79,21 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the recipe's methods on its unseen tasks; write and return the result.
 
-    Writes `<results>/<recipe.name>.json` and `.md`. The generator defaults to `<output>/generator`; what the
-    rivals need is trained on the way and kept there too. Raises, before any model is loaded, ValueError for
-    an unknown method or unseen tasks without their own run (`ltdi collect`), and FileNotFoundError when there
-    is no generator (`ltdi train`).
+    Writes `<results>/<recipe.name>.json` and `.md`, and the figures it has data for into the folder
+    `<results>/<recipe.name>`; without matplotlib a warning (UserWarning) says how to get them. The generator
+    defaults to `<output>/generator`; what the rivals need is trained on the way and kept there too. Raises,
+    before any model is loaded, ValueError for an unknown method or unseen tasks without their own run (`ltdi
+    collect`), and FileNotFoundError when there is no generator (`ltdi train`).
     """
     methods = chosen_methods(recipe)
     suite = bench.suite if bench else recipe_suite(recipe)
     oracles = held_out_oracles(recipe, suite)
     for name in oracles:  # a task with too few examples for the context is found before anything is trained
         pick_shots(suite[name], max(SHOTS.get(method, 0) for method in methods))
+    own = generator is None
     generator = generator or load_generator(recipe.generator_folder)
     bench = replace(bench or open_bench(recipe, device=str(PartialState().device)), recipe=recipe)
+    require_causal(bench.base.model)
     with timed(recipe.folder, "evaluate"):
         protocol = open_protocol(recipe, bench, generator, methods, oracles, progress=progress)
         scores = score_tasks(protocol, progress=progress)
@@ -98,14 +102,16 @@ def evaluate(
     result["controls"]["memorisation"] |= measured["memorisation"]
     prepared = {stage: seconds for stage, seconds in timings(recipe.folder).items() if stage != "evaluate"}
     result["cost"] = costs(measured["cost"], prepared)
-    if recipe.evaluate.few_shot.tasks:
-        result |= few_shot(protocol, progress=progress)
+    result |= sections(protocol, progress=progress)
     for name, seconds in (("ours", "generate"), ("oracle", "fine_tune")):
         if name in result["methods"]:
             result["methods"][name]["seconds_per_adapter"] = result["cost"][seconds]["seconds"]
     results.mkdir(parents=True, exist_ok=True)
     replace_file(results / f"{recipe.name}.json", json_bytes(result))
-    replace_file(results / f"{recipe.name}.md", markdown(result).encode())
+    drawn = write_figures(result, results / recipe.name, protocol)
+    replace_file(results / f"{recipe.name}.md", markdown(result, drawn).encode())
+    if own and "ours" in result["methods"]:  # so that its page and its adapters' tell
+        replace_file(recipe.generator_folder / EVALUATION_FILE, json_bytes(scores_of(result)))
     return result
 
 
@@ -172,7 +178,9 @@ def open_protocol(
     hypernetworks = {name: rival for name, (rival, _) in t2l.items()}
     nearest, folder = NearestTask(prepared.data, runs), recipe.folder / "evaluation"
     made = (generators, fixed, apart, nearest, ridge, hypernetworks)
-    return Protocol(recipe, bench, methods, encoder, *made, tuple(runs), oracles, trials, folder)
+    return Protocol(
+        recipe, bench, methods, encoder, *made, tuple(runs), oracles, trials, folder, prepared.data
+    )
 
 
 def trained_t2l(
@@ -190,27 +198,6 @@ def trained_t2l(
         name: train_t2l(bench, data, runs, encoder, mode=mode, progress=progress)
         for mode, name in wanted.items()
     }
-
-
-def few_shot(protocol: Protocol, *, progress: bool) -> dict[str, Any]:
-    """The result's sections few_shot and curve, on the first unseen tasks in seen domains."""
-    about, suite = protocol.recipe.evaluate.few_shot, protocol.bench.suite
-    few = FewShot(
-        protocol.bench,
-        protocol.generators["ours"],
-        protocol.fixed.get("multi_task_lora", protocol.fixed["start"]),
-        protocol.folder,
-        counts=about.counts,
-        steps=about.steps,
-        examples=protocol.recipe.evaluate.examples,
-    )
-    tasks = suite.split("unseen_tasks")[: about.tasks]
-    validation = validation_tasks(protocol.bench)[: about.validation]
-    found = {"few_shot": ladder(few, tasks, validation, progress=progress)}
-    if about.curve_steps:
-        oracles = {task.name: final_adapter(protocol.oracles[task.name]) for task in tasks}
-        found["curve"] = curve(few, tasks, validation, oracles, steps=about.curve_steps, progress=progress)
-    return found
 
 
 def guidance_of(generator: Generator) -> dict[str, Any]:
@@ -243,10 +230,14 @@ def measure_once(protocol: Protocol, scores: Sequence[TaskScores]) -> dict[str, 
     if not file.is_file():
         memorisation = between_stored(protocol.bench.spec, protocol.stored)
         generate = seconds_to_generate(protocol.generators["ours"], protocol.bench)
+        flops = count_flops(protocol.generators["ours"], protocol.bench)
         replace_file(
             file,
             json_bytes(
-                {"memorisation": memorisation, "cost": {**generate, "runs": fine_tunes(protocol, scores)}}
+                {
+                    "memorisation": memorisation,
+                    "cost": {**generate, "flops": flops, "runs": fine_tunes(protocol, scores)},
+                }
             ),
         )
     return read_json(file)

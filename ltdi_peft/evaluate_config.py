@@ -72,6 +72,10 @@ class EvaluateConfig:
     wrong_prompts: int = 5  # other tasks whose prompt is given in the wrong-prompt control
     bootstrap: int = 2000  # resamples of the tasks
     multi_task_steps: int | None = None  # of the rival; None: as many examples as start and runs together
+    # Two sweeps on the validation tasks, left out when empty: numbers of sampling steps (of them, those that
+    # a generator's chain has), and of training tasks that the linear prediction is fitted on.
+    sampling_steps: tuple[int, ...] = ()
+    training_tasks: tuple[int, ...] = ()
     # More are in protocol.METHODS (docs/formats.md).
     methods: tuple[str, ...] = (
         "base", "multi_task_lora", "mean", "nearest", "ridge", "vanilla", "local_consistency", "ours",
@@ -79,3 +83,7 @@ class EvaluateConfig:
     )  # fmt: skip
     t2l: T2LConfig = T2LConfig()
     few_shot: FewShotConfig = FewShotConfig()
+
+    def __post_init__(self) -> None:
+        for key, least in (("sampling_steps", 1), ("training_tasks", 2)):
+            at_least(f"least of {key}", min(vars(self)[key], default=least), least)

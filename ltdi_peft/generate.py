@@ -21,7 +21,9 @@ from ltdi_peft.adapter import attach, load_adapter_folder, prove_loaded, require
 from ltdi_peft.base import Base, load_base, locate, spec_fingerprint, weights_fingerprint
 from ltdi_peft.batched import AdaptedBase, stack_adapters
 from ltdi_peft.four_bit import keep_gradients
-from ltdi_peft.generator import GeneratedAdapter, Generator
+from ltdi_peft.generator import CONFIG_FILE, GeneratedAdapter, Generator
+from ltdi_peft.generator_config import default_folder
+from ltdi_peft.provenance import note_provenance
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import BrokenAdapterError, SpecMismatchError
 from ltdi_peft.task import Example
@@ -51,12 +53,13 @@ def generate_adapter(
 ) -> PeftModel:
     """Generate an adapter for the task that `task_prompt` describes, and return the base model with it.
 
-    generator: a `Generator`, a folder or a Hub id (at `revision`); else `$LTDI_GENERATOR`. base_model: a
-    loaded model, which is wrapped in place; a `PeftModel`, which gets one more adapter under `adapter_name`;
-    a name or folder; None for the generator's own. tokenizer: of a loaded model whose own name does not say
-    where it is. examples: (input, answer) pairs that choose among `num_candidates` candidates by their loss.
-    guidance_scale: how far from the mean adapter; None is the generator's own, chosen on validation tasks.
-    seed: the same seed gives the same bytes. verify: the proof of load.
+    generator: a `Generator`, a folder or a Hub id (at `revision`); else `$LTDI_GENERATOR`, else the one in
+    the package, if it has one. base_model: a loaded model, which is wrapped in place; a `PeftModel`, which
+    gets one more adapter under `adapter_name`; a name or folder; None for the generator's own. tokenizer: of
+    a loaded model whose own name does not say where it is. examples: (input, answer) pairs that choose among
+    `num_candidates` candidates by their loss. guidance_scale: how far from the mean adapter; None is the
+    generator's own, chosen on validation tasks. seed: the same seed gives the same bytes. verify: the proof
+    of load.
 
     Raises ValueError, before anything is changed, for an empty prompt, a name in use, candidates without
     examples or examples without candidates; SpecMismatchError for a base model of another architecture or
@@ -89,8 +92,10 @@ def generate_adapter(
             stacklevel=2,
         )
     if verify:
-        return attach_proved(model, chosen, base, trained, adapter_name)
-    return attach(model, chosen.spec, chosen.adapter, adapter_name)
+        made_model = attach_proved(model, chosen, base, trained, adapter_name)
+    else:
+        made_model = attach(model, chosen.spec, chosen.adapter, adapter_name)
+    return note_provenance(made_model, chosen.provenance, adapter_name)
 
 
 # ---- refusals that need no model
@@ -141,14 +146,15 @@ def find_generator(
     token: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Generator:
-    """The argument, else `$LTDI_GENERATOR`; ValueError when there is neither."""
+    """The argument, else `$LTDI_GENERATOR`, else the package's own; ValueError when there is none."""
     if isinstance(generator, Generator):
         return generator
-    name = generator or os.environ.get(GENERATOR_VARIABLE)
+    shipped = default_folder() if (default_folder() / CONFIG_FILE).is_file() else None
+    name = generator or os.environ.get(GENERATOR_VARIABLE) or shipped
     if not name:
         raise ValueError(
             f"no generator: pass generator=<folder or Hub id> or set ${GENERATOR_VARIABLE}. `make demo` "
-            f"trains one in runs/demo/generator."
+            f"trains one in runs/demo/generator. This ltdi_peft has none of its own."
         )
     return Generator.from_pretrained(name, revision=revision, token=token, cache_dir=cache_dir)
 

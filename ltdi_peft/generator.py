@@ -3,54 +3,45 @@
 In: task prompts.  Out: `GeneratedAdapter`s (spec and weights; no base model is needed to make them).
 Idea: adapter = decode( centre(condition) + spread · chain(noise, condition) ). A denoiser that learned
 nothing leaves the centre; a centre without information leaves the mean training adapter.
-One folder: config.json, model.safetensors, codec.safetensors, README.md; nothing in it is a pickle.
+One folder: config.json, model.safetensors, codec.safetensors, README.md, and evaluation.json once it was
+evaluated; nothing in it is a pickle.
 """
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ltdi_peft.adapter import Adapter, AdapterSpec, save_adapter_folder
-from ltdi_peft.base import Base, hub_reachable
+from ltdi_peft.adapter import Adapter, AdapterSpec
+from ltdi_peft.base import Base
+from ltdi_peft.cards import Place
 from ltdi_peft.centre import Ridge
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.denoiser import Denoiser, DenoiserConfig, conditioned
-from ltdi_peft.diffusion import SAMPLERS, Predict, chain_for, guided
+from ltdi_peft.diffusion import STEPS, Predict, chain_for, guided, path
 from ltdi_peft.encode import AdapterCodec
+from ltdi_peft.generated import GeneratedAdapter as GeneratedAdapter
 from ltdi_peft.generator_config import GeneratorConfig as GeneratorConfig
 from ltdi_peft.generator_config import card_text
+from ltdi_peft.hub import download, full_id, require_hub_base, upload
+from ltdi_peft.provenance import Provenance, weights_digest
 from ltdi_peft.spec import site_norms
-from ltdi_peft.trajectory import read_json, replace_file
+from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 WEIGHTS_FILE, CODEC_FILE, CONFIG_FILE = "model.safetensors", "codec.safetensors", "config.json"
+EVALUATION_FILE = "evaluation.json"  # what `evaluate` found, as `cards.scores_of` keeps it
 BUFFERS = ("centre", "mean", "spread", "conditions")
-
-
-@dataclass(frozen=True)
-class GeneratedAdapter:
-    """What a server or a hot swap needs: the spec and the weights, with where they came from."""
-
-    spec: AdapterSpec
-    adapter: Adapter
-    prompt: str
-    seed: int
-    nearest_task: str
-    nearest_similarity: float  # cosine of the prompt's condition and that task's
-    clamped: tuple[str, ...]  # sites whose norm was scaled into the training range
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """A PEFT folder; the same adapter gives the same bytes."""
-        save_adapter_folder(Path(folder), self.spec, self.adapter)
 
 
 class Generator(nn.Module, ModelHubMixin):
@@ -80,6 +71,9 @@ class Generator(nn.Module, ModelHubMixin):
             self.register_buffer(name, value.float().contiguous())
         self.chain = chain_for(config.loss, config.law, config.k, config.steps)
         self._encoder = encoder
+        self.name: str | None = None  # folder or Hub id that it was loaded from,
+        self.revision: str | None = None  # and the Hub's commit
+        self.scores: dict[str, Any] | None = None
 
     @property
     def spec(self) -> AdapterSpec:
@@ -117,18 +111,29 @@ class Generator(nn.Module, ModelHubMixin):
         0 leaves the mean and what the network adds without a condition. `config.mean_share` below 1 leaves
         out part of what the training runs have in common; the origin of tokens is the shared start.
         """
+        # A sampler that adds noise would give each row of a batch another: such rows go one by one.
+        parts = conditions.split(1 if self.config.sampler == "stochastic" else len(conditions))
+        about = {"seed": seed, "guidance_scale": guidance_scale, "steps": steps}
+        return torch.cat([deque(self.token_path(part, **about), maxlen=1)[0] for part in parts])
+
+    def token_path(
+        self,
+        conditions: Float[Tensor, "prompt condition"],
+        *,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+    ) -> Iterator[Float[Tensor, "prompt site width"]]:
+        """The tokens at every time of the chain, from the noise to what `tokens` returns."""
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         conditions = conditions.to(self.centre)
         rng = torch.Generator().manual_seed(seed)
         noise = torch.randn(1, *self.mean.shape, generator=rng).to(self.centre)
-        state, sampler, chains = rng.get_state(), SAMPLERS[self.config.sampler], []
-        # A sampler that adds noise would give each row of a batch another: such rows go one by one.
-        for part in conditions.split(1 if self.config.sampler == "stochastic" else len(conditions)):
-            start = noise.expand(len(part), -1, -1)
-            chains.append(sampler(self._guided(part, scale), start, self.chain, rng.set_state(state), steps))
         said = self.predicted_centre(conditions) - self.mean
         centre = self.config.mean_share * self.mean + scale * said
-        return centre + self.spread * torch.cat(chains)
+        start, step = noise.expand(len(conditions), -1, -1), STEPS[self.config.sampler]
+        for x in path(step, self._guided(conditions, scale), start, self.chain, rng, steps):
+            yield centre + self.spread * x
 
     def _guided(self, conditions: Float[Tensor, "prompt condition"], scale: float) -> Predict:
         none = torch.ones(len(conditions), dtype=torch.bool, device=conditions.device)
@@ -157,10 +162,20 @@ class Generator(nn.Module, ModelHubMixin):
         out = []
         for index, prompt in enumerate(prompts):
             adapter, clamped = self.clamp(self.codec.decode(tokens[index]))
-            task = self.config.training_tasks[int(nearest[index])]
-            out.append(
-                GeneratedAdapter(self.spec, adapter, prompt, seed, task, float(similarity[index]), clamped)
+            provenance = Provenance(
+                task_prompt=prompt,
+                seed=seed,
+                guidance_scale=self.config.guidance_scale if guidance_scale is None else guidance_scale,
+                generator=self.name,
+                generator_revision=self.revision,
+                base_revision=self.config.base_revision,
+                training_tasks=len(self.config.training_tasks),
+                nearest_task=self.config.training_tasks[int(nearest[index])],
+                nearest_similarity=round(float(similarity[index]), 6),
+                weights=weights_digest(adapter),
+                scores=self.scores,
             )
+            out.append(GeneratedAdapter(self.spec, adapter, provenance, clamped))
         return out
 
     def clamp(self, adapter: Adapter) -> tuple[Adapter, tuple[str, ...]]:
@@ -184,16 +199,38 @@ class Generator(nn.Module, ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         folder = Path(save_directory)
-        weights = {key: weight.detach().cpu().contiguous() for key, weight in self.state_dict().items()}
+        dtype = torch.float16 if self.config.shrunk else torch.float32
+        state = self.state_dict().items()
+        weights = {key: weight.detach().to("cpu", dtype).contiguous() for key, weight in state}
         replace_file(folder / WEIGHTS_FILE, save(weights))
         self.codec.save(folder / CODEC_FILE)
+        if self.scores is not None:
+            replace_file(folder / EVALUATION_FILE, json_bytes(self.scores))
         # Last: a folder with a configuration is whole.
         text = json.dumps(asdict(self.config), indent=1, sort_keys=True, ensure_ascii=False)
         replace_file(folder / CONFIG_FILE, f"{text}\n".encode())
 
-    def generate_model_card(self, *args: object, **kwargs: object) -> ModelCard:
-        """README.md, from the configuration alone; `save_pretrained` writes it where there is none yet."""
-        return ModelCard(card_text(self.config, self.spec))
+    def generate_model_card(self, *, place: Place | None = None) -> ModelCard:  # pyright: ignore[reportIncompatibleMethodOverride]  # the mixin passes on what save_pretrained got
+        """README.md, from configuration and scores; `save_pretrained` writes it where there is none yet."""
+        return ModelCard(card_text(self.config, self.spec, place, self.scores))
+
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]  # the mixin's is public and overwrites
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        branch: str | None = None,
+        token: str | None = None,
+        overwrite: bool = False,
+        commit_message: str = "Push generator",
+    ) -> str:
+        """One commit with the generator's folder; returns its URL. Errors as in `ltdi_peft.push`."""
+        require_hub_base(self.config.base_model)
+        repo = full_id(repo_id, token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, model_card_kwargs={"place": Place(repo, branch)})
+            options = {"private": private, "revision": branch, "token": token, "overwrite": overwrite}
+            return upload(Path(folder), repo, **options, message=commit_message).url
 
     @classmethod
     def from_pretrained(
@@ -210,20 +247,22 @@ class Generator(nn.Module, ModelHubMixin):
         if Path(name).is_dir():
             return load_generator(Path(name))
         try:
-            folder = snapshot_download(
+            folder = download(
                 str(name),
                 revision=revision,
                 token=token,
                 cache_dir=cache_dir,
                 force_download=force_download,
-                local_files_only=local_files_only or not hub_reachable(),
+                local_files_only=local_files_only,
             )
-        except (OSError, HFValidationError) as error:
+        except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"no generator {str(name)!r}: no such folder, and not on the Hub or in its cache ({error}). "
                 f"Train one with `ltdi train RECIPE`."
             ) from error
-        return load_generator(Path(folder))
+        generator = load_generator(folder)
+        generator.name, generator.revision = str(name), folder.name
+        return generator
 
 
 def load_generator(folder: Path) -> Generator:
@@ -245,6 +284,8 @@ def load_generator(folder: Path) -> Generator:
             f"{folder / WEIGHTS_FILE} is truncated or does not fit {CONFIG_FILE} ({error}). Copy the "
             f"generator again, or train it again."
         ) from error
+    generator.name = folder.resolve().name
+    generator.scores = read_json(folder / EVALUATION_FILE) if (folder / EVALUATION_FILE).is_file() else None
     return generator.eval()
 
 

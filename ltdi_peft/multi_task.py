@@ -24,7 +24,7 @@ from ltdi_peft.config import FitConfig, Recipe, to_dict
 from ltdi_peft.fit import Pool, fit_steps, joined, make_pool
 from ltdi_peft.score import make_sheet
 from ltdi_peft.spec import Adapter
-from ltdi_peft.task import Example, Task
+from ltdi_peft.task import Task
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 EVERY = 100  # steps between two validation scores
@@ -72,6 +72,11 @@ def train_format_only(bench: Bench, *, progress: bool = True) -> Trained:
 def widened(bench: Bench, times: int = WIDER) -> Bench:
     """The bench for adapters of `times` rank and alpha on the same sites: the scaling, alpha/rank, stays."""
     adapter = bench.recipe.adapter
+    if bench.recipe.collect.start == "recorded":
+        raise ValueError(
+            "multi_task_lora_4x widens the LoRA of the recipe, but collect.start is 'recorded': leave it out "
+            "of evaluate.methods."
+        )
     wider = replace(adapter, rank=times * adapter.rank, alpha=times * adapter.alpha)
     return lay_out(replace(bench.recipe, adapter=wider), bench.suite, bench.base)
 
@@ -85,7 +90,7 @@ def shuffled(task: Task, rows: int, seed: int) -> Task:
     examples = task.train[:rows]
     answers = [example.answer for example in examples]
     random.Random(f"{seed}/{task.name}").shuffle(answers)
-    moved = [Example(example.input, answer) for example, answer in zip(examples, answers, strict=True)]
+    moved = [replace(e, answer=answer, choices=()) for e, answer in zip(examples, answers, strict=True)]
     return Task(task.name, task.prompts, task.domain, task.family, moved)
 
 

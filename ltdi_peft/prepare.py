@@ -1,6 +1,6 @@
 """From stored trajectories to what the network sees: codec, tokens, conditions, centre, round-trip gate.
 
-In: a recipe whose trajectories are collected.  Out: `Prepared`.
+In: a recipe whose trajectories are collected, or encoded in a file (`train.encoded`).  Out: `Prepared`.
 Idea: everything that is fitted is fitted on training tasks only; what a training task gets as its centre
 comes from a fit that left it out, so what the network learns to add is what it will have to add on unseen
 tasks.
@@ -24,6 +24,7 @@ from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import DiffusionConfig, Recipe
 from ltdi_peft.encode import FORMAT_VERSION as CODEC_VERSION
 from ltdi_peft.encode import AdapterCodec, round_trip
+from ltdi_peft.encoded import Encoded, Runs, recipe_encoded
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import Adapter, require_same_spec, site_norms
 from ltdi_peft.store import Trajectory, TrajectoryStore
@@ -172,16 +173,27 @@ def encoded_targets(
     return tokens.view(len(runs), k, *tokens.shape[1:])
 
 
-def training_set(
-    recipe: Recipe, codec: AdapterCodec, runs: Sequence[Trajectory], encoder: PromptEncoder
-) -> TrainingSet:
-    """Tokens and conditions; every task keeps the same number of paraphrases."""
-    names = tuple(sorted({run.task.name for run in runs}))
-    by_name = {run.task.name: run.task for run in runs}
-    paraphrases = min(len(by_name[name].prompts) for name in names)
-    conditions = torch.stack([encoder(by_name[name].prompts[:paraphrases]) for name in names])
-    task = torch.tensor([names.index(run.task.name) for run in runs])
-    return TrainingSet(names, encode_targets(recipe, codec, runs), task, conditions)
+def encoded_runs(recipe: Recipe, runs: Sequence[Trajectory], *, progress: bool = False) -> Encoded:
+    """Codec and tokens of the training runs, and what else of them the training reads."""
+    codec = fit_codec(recipe, runs, progress=progress)
+    own = runs_with(encode_targets(recipe, codec, runs), runs)
+    tasks = {run.task.name: run.task for run in runs}
+    return Encoded(codec, own, runs_with(own.tokens[:0], ()), tasks, norm_range(runs))
+
+
+def runs_with(tokens: Float[Tensor, "run k site width"], runs: Sequence[Trajectory]) -> Runs:
+    """Encoded runs, from their tokens."""
+    return Runs(tokens, tuple(run.task.name for run in runs), tuple(run.seed for run in runs))
+
+
+def training_set(encoded: Encoded, encoder: PromptEncoder) -> TrainingSet:
+    """Tokens and conditions. A task with fewer paraphrases than another has some of its own twice."""
+    runs, names = encoded.runs, tuple(sorted(set(encoded.runs.tasks)))
+    prompts = [encoded.tasks[name].prompts for name in names]
+    turns = torch.arange(max(map(len, prompts)))
+    conditions = torch.stack([encoder(own)[turns % len(own)] for own in prompts])
+    task = torch.tensor([names.index(name) for name in runs.tasks])
+    return TrainingSet(names, runs.tokens, task, conditions)
 
 
 def fit_centre(data: TrainingSet, config: DiffusionConfig) -> Centre:
@@ -212,11 +224,14 @@ def norm_range(runs: Sequence[Trajectory]) -> dict[str, tuple[float, float]]:
 def prepare(
     recipe: Recipe, encoder: PromptEncoder, task_names: Sequence[str], *, progress: bool = False
 ) -> Prepared:
-    """Codec, tokens, conditions and centre of the recipe's collected runs."""
-    runs = training_trajectories(recipe, task_names)
-    codec = fit_codec(recipe, runs, progress=progress)
-    data = training_set(recipe, codec, runs, encoder)
-    return Prepared(codec, data, fit_centre(data, recipe.diffusion), norm_range(runs))
+    """Codec, tokens, conditions and centre of the recipe's runs, from the store or from `train.encoded`."""
+    if recipe.train.encoded:
+        encoded = recipe_encoded(recipe, task_names)
+    else:
+        runs = training_trajectories(recipe, task_names)
+        encoded = encoded_runs(recipe, runs, progress=progress)
+    data = training_set(encoded, encoder)
+    return Prepared(encoded.codec, data, fit_centre(data, recipe.diffusion), encoded.norm_range)
 
 
 class GateError(ValueError):

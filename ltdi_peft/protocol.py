@@ -8,7 +8,6 @@ is kept in a file named by a digest of everything that it depends on, so a kille
 import hashlib
 import json
 import random
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +31,8 @@ from ltdi_peft.encode import round_trip
 from ltdi_peft.generator import Generator
 from ltdi_peft.kept import whole_lines
 from ltdi_peft.memorisation import nearest_distances, relative_errors
-from ltdi_peft.score import make_sheet, pick_shots, score
+from ltdi_peft.prepare import TrainingSet
+from ltdi_peft.score import chance, make_sheet, pick_shots, score
 from ltdi_peft.spec import Adapter
 from ltdi_peft.store import Trajectory
 from ltdi_peft.summary import UNSEEN, TaskScores
@@ -62,6 +62,7 @@ class Protocol:
     oracles: dict[str, Trajectory]  # task → its own run, from the held-out store
     trials: dict[str, Any]
     folder: Path  # of the cached scores
+    data: TrainingSet
 
     def prompts(self, task: Task) -> list[str]:
         """The generator's prompt for each seed: held-out paraphrases in turn."""
@@ -227,7 +228,7 @@ def score_task(protocol: Protocol, task: Task, split: str) -> TaskScores:
         split=split,
         domain=task.domain,
         examples=len(examples),
-        chance=statistics.fmean(1 / len(e.choices) if e.choices else 0.0 for e in examples),
+        chance=chance(examples),
         accuracy=accuracy,
         nearest={"ours": nearest[:-1], "oracle": nearest[-1:]} if "ours" in made else {"oracle": nearest},
         error=relative_errors(bench.spec, {m: made[m] for m in made if m not in (*SHOTS, *protocol.apart)}),

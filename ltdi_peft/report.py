@@ -5,7 +5,7 @@ Out: the table that the command line prints, and the whole report.
 Idea: the text holds nothing that the JSON does not.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ltdi_peft.summary import UNSEEN
@@ -26,24 +26,33 @@ def lines_of(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def table(result: dict[str, Any]) -> str:
     """The methods and the prompt control of a result, as Markdown: what the command line prints."""
     splits = [split for split in UNSEEN if split in result["methods"]["base"]]
-    head = ["method"]
-    for split in splits:
-        name = split.replace("_", " ")
-        head += [
-            f"{name} ({result['methods']['base'][split]['tasks']}): accuracy",
-            "G [95 %]",
-            "without prompt",
-            "G [95 %]",
-        ]
-    rows = []
-    for method, found in result["methods"].items():
-        row = [f"`{method}`"]
-        for split in splits:
-            for suffix in ("", "_no_prompt"):
-                about = found[split]
-                row += [shown(about[f"accuracy{suffix}"]), shown(about[f"G{suffix}"], about[f"ci{suffix}"])]
-        rows.append(row)
+    head = [
+        "method",
+        *(title for split in splits for title in titles(split, result["methods"]["base"][split])),
+    ]
+    rows = [
+        [f"`{method}`", *(cell for split in splits for cell in cells(found[split]))]
+        for method, found in result["methods"].items()
+    ]
     return "".join([lines_of(head, rows), *(f"\n{line}\n" for line in control_lines(result))])
+
+
+def titles(split: str, about: dict[str, Any]) -> list[str]:
+    """The columns of a split; chance-corrected accuracy where examples have choices."""
+    over = ["over chance"] if "accuracy_over_chance" in about else []
+    first = f"{split.replace('_', ' ')} ({about['tasks']}): accuracy"
+    return [first, *over, "G [95 %]", "without prompt", *over, "G [95 %]"]
+
+
+def cells(about: dict[str, Any]) -> list[str]:
+    """A method's figures on a split, under `titles`."""
+    row = []
+    for suffix in ("", "_no_prompt"):
+        row.append(shown(about[f"accuracy{suffix}"]))
+        if "accuracy_over_chance" in about:
+            row.append(shown(about[f"accuracy_over_chance{suffix}"]))
+        row.append(shown(about[f"G{suffix}"], about[f"ci{suffix}"]))
+    return row
 
 
 def control_lines(result: dict[str, Any]) -> list[str]:
@@ -109,8 +118,14 @@ def saw_line(method: str, rival: dict[str, Any]) -> str:
     return f"`{method}` saw {rival['examples']} examples.{short}\n"
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The whole report of a result."""
+def pictures(recipe: str, drawn: Mapping[str, str]) -> str:
+    """The figures in the folder beside the report, file name → title."""
+    links = [f"![{title}]({recipe}/{file})\n" for file, title in drawn.items()]
+    return "\n".join(["## Figures\n", *links])
+
+
+def markdown(result: dict[str, Any], drawn: Mapping[str, str] | None = None) -> str:
+    """The whole report of a result; `drawn`: file name → title of its figures."""
     head = {key: result[key] for key in ("date", "machine", "commit", "base_model", "suite", "seeds")}
     about = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in head.items())
     notes = [saw_line(name, rival) for name, rival in result["trials"].items() if "examples" in rival]
@@ -121,6 +136,7 @@ def markdown(result: dict[str, Any]) -> str:
             "are 95 %, bootstrapped over tasks (unseen domains: over domains).\n",
             table(result),
             "".join(notes),
+            *([pictures(result["recipe"], drawn)] if drawn else []),
             f"## Paired differences\n\n{paired_table(result)}",
             figures("Memorisation (ΔW distances, medians)", result["controls"]["memorisation"]),
             figures("Cost (seconds)", result["cost"]),

@@ -16,17 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ltdi_peft.collect import differing
 from ltdi_peft.config import Recipe, to_dict
 from ltdi_peft.prepare import Prepared
 from ltdi_peft.session import Session
+from ltdi_peft.strict import differing
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 PROGRESS_FILE, AVERAGE_FILE = "progress.json", "average.safetensors"
 KEPT = 2  # newest resume points that stay
 # Fields that change nothing in the trained weights, so that they may change between the two halves of a run.
 FREE_SECTIONS = ("name", "output", "collect", "evaluate")
-FREE_TRAIN = ("log_every", "log_with", "validate_every", "checkpoint_every")
+# (`encoded`: the digest below tells other tokens apart.)
+FREE_TRAIN = ("log_every", "log_with", "validate_every", "checkpoint_every", "encoded")
 
 
 def made_from(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:

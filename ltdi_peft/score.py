@@ -7,6 +7,7 @@ the tokens before it, so one forward pass decides what generating would; multipl
 with the largest mean log-likelihood a token, the end token counted.
 """
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,11 @@ def make_sheet(
             owner.append(index)
             right.append(answer == example.answer)
     return Sheet(tuple(rows), tuple(base.inputs(rows)), tuple(owner), tuple(right))
+
+
+def chance(examples: Sequence[Example]) -> float:
+    """Expected accuracy of guessing among the choices; 0 where there are none."""
+    return statistics.fmean(1 / len(e.choices) if e.choices else 0.0 for e in examples)
 
 
 def pick_shots(task: Task, count: int) -> tuple[Example, ...]:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 
 from ltdi_peft.adapter import Adapter, AdapterSpec, check_adapter, require_same_spec
+from ltdi_peft.hub import download
 from ltdi_peft.task import Task
 from ltdi_peft.trajectory import (
     FINISHED,
@@ -27,12 +28,15 @@ from ltdi_peft.trajectory import (
     json_bytes,
     read_factors,
     read_json,
+    read_manifest,
     read_snapshot,
     replace_file,
     require_version,
+    run_row,
     snapshot_file,
     snapshot_header,
     step_of,
+    task_table,
 )
 from ltdi_peft.trajectory import Snapshot as Snapshot
 from ltdi_peft.trajectory import Trajectory as Trajectory
@@ -118,6 +122,19 @@ class TrajectoryStore:
             replace_file(marker, json_bytes({"format_version": FORMAT_VERSION}))
         require_version(read_json(marker), marker)
 
+    @classmethod
+    def from_hub(
+        cls,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> "TrajectoryStore":
+        """The store of a dataset repository, in the Hub's cache: to be read; copy its folder to add runs."""
+        options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        return cls(download(repo_id, repo_type="dataset", **options), create=False)
+
     def _refuse_other_folder(self, marker: Path) -> None:
         other = self.path.is_dir() and any(not p.name.endswith(".partial") for p in self.path.iterdir())
         if other and not marker.is_file():  # asked again: another writer may just have begun the store
@@ -159,7 +176,7 @@ class TrajectoryStore:
             "format_version": FORMAT_VERSION,
             "run_id": run_id,
             "status": RECORDING,
-            "task": _task_table(task, keep_examples),
+            "task": task_table(task, keep_examples),
             "seed": seed,
             "start": start_hash,
             "frozen": sorted(frozen),
@@ -205,7 +222,7 @@ class TrajectoryStore:
         inside the run, with a copy of the manifest, never deleted.
         """
         folder = self.path / "runs" / run_id
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         if spec is not None:
             require_same_spec(AdapterSpec.from_dict(manifest["spec"]), spec, str(folder))
         steps = {step_of(path): path for path in folder.glob("step-*.safetensors")}
@@ -231,7 +248,7 @@ class TrajectoryStore:
     def trajectory(self, run_id: str) -> Trajectory:
         """One run by its id, finished or not."""
         folder = self.path / "runs" / run_id
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         total = manifest["last_step"] or manifest["planned_steps"]
         paths = sorted(folder.glob("step-*.safetensors"), key=step_of)
         return Trajectory(
@@ -253,26 +270,12 @@ class TrajectoryStore:
         return [
             self.trajectory(run_id)
             for run_id in self._run_ids()
-            if _matches(_read_manifest(self.path / "runs" / run_id), task_name, seed, about)
+            if _matches(read_manifest(self.path / "runs" / run_id), task_name, seed, about)
         ]
 
     def describe(self) -> list[dict[str, Any]]:
         """One row a run for `ltdi inspect`: run, task, seed, status, snapshots, last step and loss, bytes."""
-        return [_row(run) for run in self.trajectories(finished_only=False)]
-
-
-def _row(run: Trajectory) -> dict[str, Any]:
-    last = run.snapshots[-1] if run.snapshots else None
-    return {
-        "run": run.run_id,
-        "task": run.task.name,
-        "seed": run.seed,
-        "status": run.status,
-        "snapshots": len(run.snapshots),
-        "last_step": last.step if last else 0,
-        "last_loss": last.loss if last else None,
-        "bytes": sum(snapshot.path.stat().st_size for snapshot in run.snapshots),
-    }
+        return [run_row(run) for run in self.trajectories(finished_only=False)]
 
 
 def _matches(manifest: dict[str, Any], task_name: str, seed: int, about: dict[str, object]) -> bool:
@@ -294,18 +297,3 @@ def _slug(name: str) -> str:
     """A name that is a folder name on every system; names without a Latin letter or digit become a hash."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60].strip("-")
     return slug or "task-" + hashlib.sha256(name.encode()).hexdigest()[:8]
-
-
-def _task_table(task: Task, keep_examples: bool) -> dict[str, Any]:
-    table = task.to_dict()
-    kept = set(table) if keep_examples else {"name", "prompts", "domain", "family", "evaluation_prompts"}
-    return {key: value for key, value in table.items() if key in kept}
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: no run {folder.name!r} in this store.")
-    manifest = read_json(path)
-    require_version(manifest, path)
-    return manifest

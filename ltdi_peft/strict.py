@@ -143,3 +143,15 @@ def plain(value: Any) -> Any:  # noqa: ANN401
     if dataclasses.is_dataclass(value):
         return to_dict(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def differing(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    out = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += differing(a, b, f"{where}{key}.")
+        elif a != b:
+            out.append(f"{where}{key}")
+    return out

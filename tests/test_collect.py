@@ -74,9 +74,9 @@ def test_done_is_done(done, monkeypatch):
     monkeypatch.setattr(room, "fit_steps", never)
     collect(done.recipe, bench=done, progress=False)
     after = bytes_of(done.recipe.folder)
-    timings = done.recipe.folder / "timings.json"
-    assert before.pop(timings) is not None
-    assert after.pop(timings) is not None
+    for measured in ("timings.json", "memory.json"):
+        assert before.pop(done.recipe.folder / measured) is not None
+        assert after.pop(done.recipe.folder / measured) is not None
     assert after == before
 
 

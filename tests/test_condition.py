@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ltdi_peft.condition import PromptEncoder, padded
+from ltdi_peft.condition import PromptEncoder, hashed_words, padded
 
 PROMPTS = ("w7 w8 w9", "w10", "w11 w12 w13 w14 w15 w16 w17", "w9 w8 w7", "w30 w31")
 CLOSE = {"rtol": 0, "atol": 1e-5}  # float32, sums in another order
@@ -63,11 +63,34 @@ def test_too_long_prompts_are_refused(encoder):
 
 def test_unknown_encoders_are_refused():
     with pytest.raises(
-        ValueError, match=r"condition.encoder is 'bert'; known encoders are \['base', 'minilm'\]"
+        ValueError,
+        match=r"condition.encoder is 'bert'; known encoders are \['base', 'minilm', 'minilm_words'\]",
     ):
         PromptEncoder("bert")
     with pytest.raises(ValueError, match="'base' needs the base model"):
         PromptEncoder("base")
+
+
+def test_hashed_words_count_what_prompts_share():
+    same, other, more, marked = hashed_words(
+        ["Count the words.", "Translate into French", "Count the words. Count.", 'Count the words. "']
+    )
+    assert_close(same.norm(), torch.tensor(1.0))
+    assert (same != 0).sum() == 4  # three words and a full stop
+    assert same @ other == 0
+    assert 1 > same @ more > same @ other
+    assert not torch.equal(same, marked)
+    assert_close(hashed_words(["COUNT  the words."])[0], same)
+
+
+@pytest.mark.slow
+def test_words_stand_beside_the_embedding():
+    prompts = ("Translate to French.", "Give the French translation.")
+    both, alone = PromptEncoder("minilm_words"), PromptEncoder("minilm")
+    require_prompt_alone(both, prompts)
+    halves = both(prompts).split([alone.width, both.width - alone.width], dim=1)
+    assert_close(halves[0] * 2**0.5, alone(prompts), **CLOSE)
+    assert_close(halves[1] * 2**0.5, hashed_words(prompts), **CLOSE)
 
 
 @pytest.mark.slow

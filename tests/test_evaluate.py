@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,8 +13,9 @@ from tiny_bench import SPLITS, collected, tiny_recipe, tiny_suite, tiny_task, un
 from ltdi_peft import protocol
 from ltdi_peft.baselines import adapter_digest, final_adapter
 from ltdi_peft.batched import stack_adapters
-from ltdi_peft.config import FewShotConfig, T2LConfig, T2LTraining
+from ltdi_peft.config import LOSSES, FewShotConfig, T2LConfig, T2LTraining
 from ltdi_peft.evaluate import chosen_methods, costs, evaluate, held_out_oracles
+from ltdi_peft.generator import load_generator
 from ltdi_peft.kept import whole_lines
 from ltdi_peft.memorisation import between_stored, nearest_distances
 from ltdi_peft.prepare import training_trajectories
@@ -105,6 +108,16 @@ def test_chance_is_taken_off_where_there_are_choices():
     one = replace(scores_of("x", base=0.25, ours=0.7, oracle=1.0), chance=0.25)
     row = summarise([one], draws=10, seed=0)["methods"]["ours"]["unseen_tasks"]
     assert row["accuracy_over_chance"] == pytest.approx(0.6)
+
+
+def test_chance_has_its_column_only_where_there_are_choices():
+    free = scores_of("x", base=0.25, ours=0.7, ours_wrong_prompt=0.5, mean=0.5, oracle=1.0)
+    choice = table(summarise([replace(free, chance=0.25)], draws=10, seed=0)).splitlines()
+    assert choice[0].split(" | ")[1:4] == ["unseen tasks (1): accuracy", "over chance", "G [95 %]"]
+    assert next(line for line in choice if "`ours`" in line).startswith("| `ours` | 0.70 | 0.60 | 0.60 |")
+    plain = table(summarise([free], draws=10, seed=0))
+    assert "over chance" not in plain
+    assert len(choice[0].split("|")) == len(plain.splitlines()[0].split("|")) + 2  # one in each context
 
 
 def test_reading_the_prompt_is_seen():
@@ -202,6 +215,8 @@ class Run:
             methods=ALL,
             t2l=T2LConfig(hidden=8, layers=1, examples=2, reconstruction=short, sft=short),
             few_shot=FewShotConfig(tasks=2, validation=1, counts=(2, 3), steps=1, curve_steps=1),
+            sampling_steps=(3, 6),
+            training_tasks=(3, 5),
         )
         self.recipe = replace(bench.recipe, evaluate=evaluate_)
         self.bench = replace(bench, recipe=self.recipe)
@@ -242,6 +257,7 @@ def test_result_file_has_the_format_of_the_protocol(run, result):
     assert on_disk == json.loads(json.dumps(result))
     wanted = ["recipe", "commit", "date", "machine", "versions", "seeds", "base_model", "suite", "trials"]
     wanted += ["methods", "paired", "controls", "power", "per_task", "cost", "few_shot", "curve"]
+    wanted += ["sampling_steps", "training_tasks"]
     assert list(on_disk) == wanted
     assert tuple(on_disk["methods"]) == ALL
     assert on_disk["seeds"] == [0, 1]
@@ -280,7 +296,12 @@ def test_costs_are_measured(result):
 
 def test_markdown_is_made_from_the_file(run, result):
     text = (run.results / "tiny.md").read_text()
-    assert text == markdown(json.loads((run.results / "tiny.json").read_text()))
+    drawn = {file: title for title, file in re.findall(r"^!\[(.+)\]\(tiny/(.+)\)$", text, re.MULTILINE)}
+    assert text == markdown(json.loads((run.results / "tiny.json").read_text()), drawn)
+    assert {path.name for path in (run.results / "tiny").iterdir()} == set(drawn)
+    names = {"methods", "tasks", "sampling_steps", "gradient_steps", "training_tasks", "chains"}
+    assert set(drawn) == {f"{name}.png" for name in names}
+    assert "## Figures" not in markdown(result)
     assert text.startswith("# tiny\n")
     assert table(result) in text
     assert all(f"| `{method}` |" in text for method in ALL)
@@ -299,6 +320,15 @@ def test_the_ladder_and_the_curve_are_in_the_file(run, result):
     assert result["curve"]["points"] == [0, 1]
     zero_shot = result["few_shot"]["2"]["generated"]["accuracy"]
     assert result["curve"]["generated"]["accuracy"][0] == pytest.approx(zero_shot)
+
+
+def test_the_sweeps_are_in_the_file(run, result):
+    rows = result["sampling_steps"]["rows"]
+    diffusions = {"ours", *(name for name in ALL if name.partition("+")[0] in LOSSES)}
+    assert {row["method"] for row in rows} == diffusions
+    assert {row["steps"] for row in rows} == {3, 6}
+    assert [row["training_tasks"] for row in result["training_tasks"]["rows"]] == [3, 5, 5]
+    assert result["training_tasks"]["start_and_codec_saw"] == 5
 
 
 def test_a_second_call_scores_nothing(run, result, monkeypatch):
@@ -485,10 +515,26 @@ def test_a_missing_generator_is_refused(run, result):
         evaluate(run.recipe, bench=run.bench, results=run.results, progress=False)
 
 
+def test_an_evaluated_generator_keeps_its_scores(run, result, monkeypatch):
+    monkeypatch.setattr(evaluation, "train_variant", lambda *args, **kwargs: run.deaf)
+    folder = run.recipe.generator_folder
+    run.ours.save_pretrained(folder)
+    found = evaluate(run.recipe, bench=run.bench, results=run.results, progress=False)
+    scores = load_generator(folder).scores
+    shutil.rmtree(folder)
+    assert scores["recipe"] == run.recipe.name
+    row = found["methods"]["ours"]["unseen_tasks"]
+    kept = {key: row[key] for key in ("tasks", "accuracy", "G", "ci")}
+    assert scores["methods"]["ours"]["unseen_tasks"] == kept
+    assert set(scores["methods"]) == set(found["methods"])
+
+
 def test_speed_up_and_break_even_by_hand():
     runs = [{"seconds": s, "steps": 8, "reached": True} for s in (2.0, 4.0, 100.0)]
-    found = costs({"batch_1": 0.5, "batch_32": 0.1, "runs": runs}, {"collect": 60.0, "train": 10.0})
+    measured = {"batch_1": 0.5, "batch_32": 0.1, "flops": {"generate": 7.0}}
+    found = costs({**measured, "runs": runs}, {"collect": 60.0, "train": 10.0})
     assert found["fine_tune"]["seconds"] == 4.0
     assert found["speed_up"] == {"batch_1": 8.0, "batch_32": 40.0}
     assert found["break_even_tasks"] == 20.0
-    assert costs({"batch_1": 0.5, "batch_32": 0.1, "runs": []}, {})["speed_up"] == {}
+    assert found["flops"] == {"generate": 7.0}
+    assert costs({**measured, "runs": []}, {})["speed_up"] == {}

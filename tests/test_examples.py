@@ -27,7 +27,6 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # A generator small enough for a test, on what the examples recorded.
 SMALL = {
-    "adapter": {"rank": 4, "alpha": 8, "layers": 2},
     "condition": {"encoder": "base"},
     "diffusion": {"k": 2, "steps": 4},
     "denoiser": {"hidden": 8, "layers": 1, "heads": 2},
@@ -95,7 +94,9 @@ def generator_folder(recorded, base_folder):
 
 
 def test_there_are_examples():
-    assert {path.stem for path in EXAMPLES} == {"few_shot", "flat_loop", "generate", "record_with_trl"}
+    assert {path.stem for path in EXAMPLES} == {
+        "few_shot", "flat_loop", "generate", "import_library", "record_with_trl",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -13,6 +13,7 @@ from tiny_bench import SPLITS, tiny_bench
 
 from ltdi_peft.collect import open_bench
 from ltdi_peft.condition import PromptEncoder
+from ltdi_peft.encoding import validation_targets
 from ltdi_peft.generator import load_generator
 from ltdi_peft.guidance import GUIDANCE, MEAN_SHARES
 from ltdi_peft.prepare import GateError, prepare
@@ -161,7 +162,9 @@ def session(world, bench):
 @pytest.fixture(scope="module")
 def validation(world, bench, session):
     encoder = PromptEncoder("base", base=bench.base)
-    return validation_set(session.prepared, validation_runs(world.recipe, bench), encoder, bench)
+    runs = validation_runs(world.recipe, bench)
+    targets = validation_targets(world.recipe, session.prepared, runs, SPLITS["validation"])
+    return validation_set(targets, encoder, bench)
 
 
 def test_validate_leaves_the_session_alone(session, validation):

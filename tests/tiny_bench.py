@@ -13,7 +13,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ltdi_peft.adapter import fresh_adapter
 from ltdi_peft.base import wrap_base
-from ltdi_peft.batched import AdaptedBase
 from ltdi_peft.collect import Bench, collect
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import (
@@ -111,7 +110,7 @@ def tiny_bench(recipe: Recipe) -> Bench:
         top_layers=about.layers,
         seed=0,
     )
-    return Bench(recipe, tiny_suite(), base, spec, fresh, AdaptedBase(base, spec.sites), {})
+    return Bench(recipe, tiny_suite(), base, spec, fresh, {})
 
 
 def collected(folder: Path) -> Bench:

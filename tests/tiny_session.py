@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from tiny_bench import SPLITS, tiny_bench, tiny_recipe
 
 from ltdi_peft.base import wrap_base
-from ltdi_peft.batched import AdaptedBase
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import DiffusionConfig, MetaConfig, TaskLossConfig, TrainConfig
 from ltdi_peft.prepare import prepare
@@ -47,7 +46,7 @@ def bench64(folder):
     """The bench of `tiny_bench` with its base model in float64."""
     bench = tiny_bench(tiny_recipe(folder))
     base = wrap_base(bench.base.model.double(), bench.base.tokenizer)
-    return replace(bench, base=base, adapted=AdaptedBase(base, bench.spec.sites), pools={})
+    return replace(bench, base=base, pools={})
 
 
 def session64(folder, method="plain", accelerator=None, recipe=None):

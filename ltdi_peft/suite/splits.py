@@ -19,11 +19,20 @@ FRACTIONS = {"validation": 0.1, "unseen_tasks": 0.2, "unseen_domains": 0.0}  # t
 
 @dataclass(frozen=True)
 class SplitFile:
-    """What a split file holds: ordered task names by split, fold by domain, reason by left-out task."""
+    """What a split file holds: ordered task names by split, fold by domain, reason by left-out task.
+
+    `calibration` maps a task, chosen or left out, to the accuracies that decided it (`calibrate.py`).
+    """
 
     splits: dict[str, tuple[str, ...]]
     folds: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    calibration: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks of all splits."""
+        return tuple(name for part in self.splits.values() for name in part)
 
 
 def share(text: str) -> float:
@@ -72,6 +81,8 @@ def write_splits(path: Path, suite: str, content: SplitFile) -> None:
         "left_out": dict(sorted(content.left_out.items())),
         "splits": {split: list(content.splits.get(split, ())) for split in SPLITS},
     }
+    if content.calibration:
+        record["calibration"] = dict(sorted(content.calibration.items()))
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
@@ -85,10 +96,11 @@ def read_splits(path: Path) -> SplitFile:
             f"{path}: format_version is {record.get('format_version')!r}, this version of ltdi_peft reads "
             f"{SPLIT_FORMAT_VERSION}; update ltdi_peft, or write the split file again."
         )
-    known = {"format_version", "suite", "folds", "left_out", "splits"}
+    known = {"format_version", "suite", "folds", "left_out", "calibration", "splits"}
     if unknown := sorted(set(record) - known):
         raise ValueError(f"{path}: unknown keys {unknown}; a split file has {sorted(known)}.")
     splits, folds, left_out = record.get("splits"), record.get("folds", {}), record.get("left_out", {})
+    calibration = record.get("calibration", {})
     if not isinstance(splits, dict) or not all(_is_names(names) for names in splits.values()):
         raise ValueError(
             f"{path}: `splits` must map each of {list(SPLITS)} to a list of task names, got {splits!r}."
@@ -97,7 +109,9 @@ def read_splits(path: Path) -> SplitFile:
         raise ValueError(f"{path}: unknown splits {unknown}; the splits are {list(SPLITS)}.")
     if not _maps_to(folds, int) or not _maps_to(left_out, str):
         raise ValueError(f"{path}: `folds` must map domains to numbers and `left_out` task names to reasons.")
-    return SplitFile({split: tuple(names) for split, names in splits.items()}, folds, left_out)
+    if not _maps_to(calibration, dict) or not all(_maps_to(c, (int, float)) for c in calibration.values()):
+        raise ValueError(f"{path}: `calibration` must map task names to tables of accuracies.")
+    return SplitFile({split: tuple(names) for split, names in splits.items()}, folds, left_out, calibration)
 
 
 def refuse_crossing(suite: str, kind: str, group_of: dict[str, str], split_of: dict[str, str]) -> None:
@@ -116,7 +130,7 @@ def _is_names(value: Any) -> bool:  # noqa: ANN401 - whatever JSON held
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def _maps_to(value: Any, kind: type) -> bool:  # noqa: ANN401 - whatever JSON held
+def _maps_to(value: Any, kind: type | tuple[type, ...]) -> bool:  # noqa: ANN401 - whatever JSON held
     return isinstance(value, dict) and all(isinstance(entry, kind) for entry in value.values())
 
 

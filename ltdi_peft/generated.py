@@ -1,0 +1,48 @@
+"""One generated adapter, before it is on any model.
+
+In: spec, weights, provenance.  Out: a PEFT folder with its page.
+Idea: what a server or a hot swap needs; no base model is loaded to make or to save it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ltdi_peft.adapter import Adapter, AdapterSpec, save_adapter_folder
+from ltdi_peft.cards import adapter_card, write_card
+from ltdi_peft.provenance import Provenance, write_provenance
+
+
+@dataclass(frozen=True)
+class GeneratedAdapter:
+    """What a server or a hot swap needs: the spec and the weights, with where they came from."""
+
+    spec: AdapterSpec
+    adapter: Adapter
+    provenance: Provenance
+    clamped: tuple[str, ...]  # sites whose norm was scaled into the training range
+
+    @property
+    def prompt(self) -> str:
+        """The sentence that it was made from."""
+        return self.provenance.task_prompt
+
+    @property
+    def seed(self) -> int:
+        """Of the noise that its chain began with."""
+        return self.provenance.seed
+
+    @property
+    def nearest_task(self) -> str:
+        """The training task whose prompts are the most similar."""
+        return self.provenance.nearest_task
+
+    @property
+    def nearest_similarity(self) -> float:
+        """Cosine of the prompt's condition and that task's."""
+        return self.provenance.nearest_similarity
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """A PEFT folder with its page and provenance.json; the same adapter gives the same bytes."""
+        save_adapter_folder(Path(folder), self.spec, self.adapter)
+        write_provenance(Path(folder), self.provenance)
+        write_card(Path(folder), adapter_card(self.spec, self.provenance))
