@@ -314,7 +314,9 @@ def test_progress_is_on_stderr_and_goes_with_quiet(world, tmp_path, capsys):
 
 def test_evaluate_prints_its_result(world, tmp_path, capsys):
     file = str(world.recipe_file(tmp_path, evaluate={"methods": ["ours"], "seeds": 1, "examples": 2}))
-    options = ["--json", "--quiet", f"--output={world.recipe.folder}", "--results", str(tmp_path / "results")]
+    # It writes beside the runs and into the generator's folder, and the world is read only.
+    shutil.copytree(world.recipe.folder, tmp_path / "run")
+    options = ["--json", "--quiet", f"--output={tmp_path / 'run'}", "--results", str(tmp_path / "results")]
     assert main(["evaluate", file, *options]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["methods"]) >= {"base", "ours", "oracle"}

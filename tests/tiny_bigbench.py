@@ -27,7 +27,7 @@ def choices(count: int, labels=("yes", "no"), text="question") -> list[dict]:
 
 def record_like(split: str, text: str = "question") -> dict:
     """A task whose keywords suit a split of the committed file."""
-    keyword = "truthfulness" if split == "unseen_domains" else "logical reasoning"
+    keyword = "theory of mind" if split == "unseen_domains" else "logical reasoning"
     return {
         "description": "Say yes or no.",
         "keywords": ["json", keyword],
