@@ -23,6 +23,8 @@ try:
     import gradio as gr
     import uvicorn  # Gradio's own server
     from fastapi import FastAPI
+    from gradio.components import Component
+    from gradio.themes import Default
 except ImportError as error:
     raise ImportError("the page needs Gradio: pip install 'ltdi_peft[serve]'.") from error
 
@@ -30,7 +32,8 @@ HOST = "127.0.0.1"
 REFUSALS = (ValueError, OSError, ImportError, KeyError)  # what every subcommand says in one line
 PLAIN, TEMPLATE = "Input: … Output: …", "the model's chat template"
 HOUR = 3600  # seconds
-NO_TEXT = "(no text)"  # shown for an answer that ended at once
+NO_TEXT, PENDING = "(no text)", "…"  # shown for an answer that ended at once, and for one to come
+THEME = Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 Messages = list[dict[str, Any]]  # Gradio's {"role": …, "content": …}
 
@@ -84,27 +87,24 @@ class Callbacks:
     def ask(
         self, message: str, in_context: bool, keep: bool, style: str, longest: float, talk: Talk
     ) -> Iterator[tuple[Any, ...]]:
-        """The page's memory, both conversations, message box and notice; first with the base's answer alone."""
-        before = talk.exchanges
+        """The page's memory, both conversations, message box, notice; again as each answer comes."""
+        made, before = talk.made, talk.exchanges
         try:
-            if talk.made is None:
+            if made is None:
                 raise ValueError("there is no adapter yet; type a task and generate one.")
-            prompt = talk.made.order.prompt if in_context else None
-            question = Question(message.strip(), prompt, style == TEMPLATE, (), int(longest))
+            prompt = made.order.prompt if in_context else None
+            question = Question(message.strip(), prompt, style == TEMPLATE, max_new_tokens=int(longest))
+            yield talk, *conversations(before, Exchange(question.message, PENDING, PENDING)), "", ""
             earlier = earlier_of(before, "base") if keep else ()
             base = self.studio.ask_base(replace(question, earlier=earlier))
-            asked = {"role": "user", "content": question.message}
-            said = {"role": "assistant", "content": base or NO_TEXT}
-            waiting = [*messages(before, "base"), asked, said], [*messages(before, "adapted"), asked]
-            yield talk, *waiting, "", ""
+            yield talk, *conversations(before, Exchange(question.message, base, PENDING)), "", ""
             earlier = earlier_of(before, "adapted") if keep else ()
-            adapted = self.studio.ask_adapted(talk.made, replace(question, earlier=earlier))
+            adapted = self.studio.ask_adapted(made, replace(question, earlier=earlier))
         except REFUSALS as error:
-            both = messages(before, "base"), messages(before, "adapted")
-            yield talk, *both, message, problem(one_line(error))
+            yield talk, *conversations(before), message, problem(one_line(error))
             return
         after = (*before, Exchange(question.message, base, adapted))
-        yield replace(talk, exchanges=after), messages(after, "base"), messages(after, "adapted"), "", ""
+        yield replace(talk, exchanges=after), *conversations(after), "", ""
 
     def clear(self, talk: Talk) -> tuple[Talk, Messages, Messages, str]:
         """The page's memory without the conversation, both conversations, notice."""
@@ -116,14 +116,14 @@ class Callbacks:
             self.studio.forget(talk.made)
 
 
-def messages(exchanges: tuple[Exchange, ...], who: str) -> Messages:
-    """The conversation with `base` or `adapted` as Gradio shows it."""
-    found: Messages = []
-    for one in exchanges:
-        said = one.base if who == "base" else one.adapted
-        found.append({"role": "user", "content": one.message})
-        found.append({"role": "assistant", "content": said or NO_TEXT})
-    return found
+def conversations(exchanges: tuple[Exchange, ...], *last: Exchange) -> tuple[Messages, Messages]:
+    """What was said with the base model and with the adapted one, as Gradio shows it."""
+    both: tuple[Messages, Messages] = [], []
+    for one in (*exchanges, *last):
+        for said, answer in zip(both, (one.base, one.adapted), strict=True):
+            said.append({"role": "user", "content": one.message})
+            said.append({"role": "assistant", "content": answer or NO_TEXT})
+    return both
 
 
 def earlier_of(exchanges: tuple[Exchange, ...], who: str) -> tuple[Example, ...]:
@@ -149,17 +149,17 @@ def build(studio: Studio) -> gr.Blocks:
             base = conversation("Base model", "base", "What the base model says will stand here.")
             adapted = conversation("With the adapter", "adapted", "What the adapted model says, here.")
         message, send, options, clear, talk_notice = message_part(studio)
-    with page:
-        conversations = [base, adapted]
-        shown = [memory, card, notice, download, *conversations, message, send]
-        gr.on(make.click, calls.generate, [*order, memory], shown, api_name="generate")
-        asked, told = [message, *options, memory], [memory, *conversations, message, talk_notice]
-        gr.on([send.click, message.submit], calls.ask, asked, told, api_name="ask")
-        clear.click(calls.clear, [memory], [memory, *conversations, talk_notice], api_name="clear")
+        shown = [memory, card, notice, download, base, adapted, message, send]
+        make.click(calls.generate, [*order, memory], shown, show_progress_on=card, api_name="generate")
+        asked, told = [message, *options, memory], [memory, base, adapted, message, talk_notice]
+        sent = [send.click, message.submit]
+        gr.on(sent, calls.ask, asked, told, show_progress="hidden", api_name="ask")
+        cleared = [memory, base, adapted, talk_notice]
+        gr.on([clear.click, base.clear, adapted.clear], calls.clear, [memory], cleared, api_name="clear")
     return page
 
 
-def order_part(studio: Studio) -> tuple[list[gr.components.Component], gr.Button, gr.HTML]:
+def order_part(studio: Studio) -> tuple[list[Component], gr.Button, gr.HTML]:
     """The fields that say what to make, the button, and the place for a problem."""
     own = studio.generator.config.guidance_scale
     task = gr.Textbox(
@@ -170,7 +170,7 @@ def order_part(studio: Studio) -> tuple[list[gr.components.Component], gr.Button
     )
     examples = gr.Textbox(
         label="Examples (optional)",
-        info=f"One a line: input {ARROW} answer. Both models are measured on them; the adapter learns from them.",
+        info=f"One a line: input {ARROW} answer. The adapter learns from them; both models are measured.",
         lines=4,
         max_lines=12,
         placeholder=f"horse {ARROW} [walks]\nsalmon {ARROW} [swims]",
@@ -197,7 +197,7 @@ def conversation(label: str, name: str, empty: str) -> gr.Chatbot:
 
 def message_part(
     studio: Studio,
-) -> tuple[gr.Textbox, gr.Button, list[gr.components.Component], gr.Button, gr.HTML]:
+) -> tuple[gr.Textbox, gr.Button, list[Component], gr.Button, gr.HTML]:
     """The message, how it is asked, and the place for a problem."""
     with gr.Row(equal_height=True):
         message = gr.Textbox(
@@ -212,11 +212,12 @@ def message_part(
         clear = gr.Button("Clear", scale=1, min_width=90, elem_id="clear")
     notice = gr.HTML("", elem_id="talk-notice")
     with gr.Row():
-        in_context = gr.Checkbox(True, label="Task prompt in context", elem_id="in-context")
-        keep = gr.Checkbox(False, label="Earlier messages in context", elem_id="keep")
+        with gr.Column(min_width=240):
+            in_context = gr.Checkbox(True, label="Task prompt in context", elem_id="in-context")
+            keep = gr.Checkbox(False, label="Earlier messages in context", elem_id="keep")
         styles = [PLAIN, TEMPLATE] if studio.base.tokenizer.chat_template else [PLAIN]
-        style = gr.Radio(styles, value=PLAIN, label="Message format", elem_id="style")
-        longest = gr.Slider(1, 256, 32, step=1, label="Longest answer, tokens", elem_id="longest")
+        style = gr.Radio(styles, value=PLAIN, label="Message format", min_width=240, elem_id="style")
+        longest = gr.Slider(1, 256, 32, step=1, label="Longest answer, tokens", min_width=240)
     return message, send, [in_context, keep, style, longest], clear, notice
 
 
@@ -245,8 +246,9 @@ def serve(page: gr.Blocks, at: socket.socket, announce: Callable[[str], None]) -
     """
     host, port = at.getsockname()
     # The page's own look: no links to Gradio's site, no history of calls kept in the browser.
-    look = {"css": STYLE, "footer_links": [], "run_history": False}
-    app = gr.mount_gradio_app(FastAPI(), page, "/", server_name=host, server_port=port, ssr_mode=False, **look)
+    look = {"css": STYLE, "theme": THEME, "footer_links": [], "run_history": False}
+    bare = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # its pages about itself load scripts
+    app = gr.mount_gradio_app(bare, page, "/", server_name=host, server_port=port, ssr_mode=False, **look)
     # Open pages hold a connection, so an end that waits for them would not come.
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     at.listen()

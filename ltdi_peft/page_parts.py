@@ -13,27 +13,30 @@ from ltdi_peft.studio import Made, Measured, Studio
 
 STYLE = """
 .gradio-container {max-width: 1240px !important}
+.ltdi, .ltdi td, .ltdi th {color: var(--body-text-color)}
 .ltdi h1 {font-size: 1.5rem; margin: 0 0 .2rem 0}
 .ltdi h2 {font-size: 1.1rem; margin: .2rem 0 .1rem 0}
-.ltdi, .ltdi td, .ltdi th {color: var(--body-text-color)}
-.ltdi .pale {color: var(--body-text-color-subdued)}
-.ltdi .card {border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg);
+.ltdi .pale {opacity: .7}
+.ltdi .card {border: 1px solid var(--border-color-primary); border-radius: var(--block-radius);
   background: var(--block-background-fill); padding: .9rem 1.1rem}
 .ltdi .empty {display: flex; align-items: center; justify-content: center; text-align: center;
-  min-height: 15rem; border-style: dashed}
+  min-height: 21rem; border-style: dashed}
 .ltdi .said {font-weight: 600; margin-bottom: .6rem; overflow-wrap: anywhere}
-.ltdi table {width: 100%; border-collapse: collapse; margin: .15rem 0 .6rem 0}
-.ltdi th {text-align: left; font-weight: 600; padding: .1rem .8rem .1rem 0; vertical-align: top;
+.ltdi table {width: 100%; border-collapse: collapse; margin: .3rem 0 .6rem 0}
+.ltdi tr, .ltdi th, .ltdi td {border: 0 !important}
+.ltdi th {text-align: left; font-weight: 600; padding: .15rem .9rem .15rem 0; vertical-align: top;
   white-space: nowrap}
-.ltdi td {padding: .1rem 0; overflow-wrap: anywhere}
-.ltdi .near td {white-space: nowrap; padding-right: .8rem}
-.ltdi .near td.wide {width: 45%; padding-right: 0}
+.ltdi td {padding: .15rem 0; overflow-wrap: anywhere}
+.ltdi .near td {padding-right: .9rem}
+.ltdi .near td.wide {width: 45%; padding-right: 0; vertical-align: middle}
 .ltdi .bar {height: .6rem; border-radius: .3rem; background: var(--border-color-primary)}
 .ltdi .bar div {height: 100%; border-radius: .3rem; background: var(--color-accent)}
-.ltdi .note, .ltdi .problem {border-radius: var(--radius-md); padding: .5rem .8rem; margin-top: .4rem;
+.ltdi .note, .ltdi .problem {border-radius: var(--block-radius); padding: .5rem .8rem;
   overflow-wrap: anywhere; border: 1px solid var(--border-color-primary)}
 .ltdi .problem {border-color: var(--error-border-color); background: var(--error-background-fill);
   color: var(--error-text-color)}
+#card {padding: 0}
+#notice:not(:has(.problem)), #talk-notice:not(:has(.problem)) {display: none}
 """
 
 
@@ -80,22 +83,25 @@ def result(made: Made) -> str:
     }
     cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
     notes = "".join(f'<div class="note">{escape(text)}</div>' for text in made.warnings)
-    inner = f'<div class="said">{escape(made.order.prompt)}</div>{confidence(made)}<table>{cells}</table>{notes}'
-    return part(f'<div class="card">{inner}</div>')
+    said = f'<div class="said">{escape(made.order.prompt)}</div>'
+    return part(f'<div class="card">{said}{confidence(made)}<table>{cells}</table>{notes}</div>')
 
 
 def confidence(made: Made) -> str:
     """How near the sentence is to what the generator knows."""
     nearest = made.provenance.nearest_similarity
     bars = "".join(
-        f"<tr><td>{escape(task)}</td><td>{value:.2f}</td>"
-        f'<td class="wide"><div class="bar"><div style="width:{100 * min(max(value, 0), 1):.0f}%"></div></div>'
-        f"</td></tr>"
+        f'<tr><td>{escape(task)}</td><td>{value:.2f}</td><td class="wide">{bar(value)}</td></tr>'
         for task, value in made.nearest
     )
-    about = "cosine with the nearest training task, 1 is the same wording; far from all, expect little"
-    head = f'<div>Confidence <b>{nearest:.2f}</b> <span class="pale">{about}</span></div>'
-    return f'{head}<table class="near">{bars}</table>'
+    about = "cosine of your sentence with the nearest training task; far from all of them, expect little"
+    head = f'<div>Confidence <b>{nearest:.2f}</b> <span class="pale">({about})</span></div>'
+    return f'{head}<table class="near" aria-label="nearest training tasks">{bars}</table>'
+
+
+def bar(share: float) -> str:
+    """A bar, full at 1."""
+    return f'<div class="bar"><div style="width:{100 * min(max(share, 0), 1):.0f}%"></div></div>'
 
 
 def examples_cell(made: Made) -> str:
@@ -117,7 +123,7 @@ def right(found: Measured) -> str:
 def score_cell(provenance: Provenance) -> str:
     """The generator's own evaluation on unseen tasks, if it carries one."""
     if provenance.scores is None:
-        return "it was not evaluated (`ltdi evaluate` does)"
+        return "unknown; ltdi evaluate would measure it"
     ours = provenance.scores["methods"]["ours"]
     split, row = next(iter(ours.items()))
     gain = "–" if row["G"] is None else f"{row['G']:.2f}"

@@ -81,17 +81,17 @@ class Made:
 
 
 def parse_examples(text: str) -> tuple[Example, ...]:
-    """A line `input => answer` an example, blank lines between them; ValueError names the line that is none."""
+    """A line `input => answer` an example, blank lines left out; ValueError names the line that is none."""
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
         parts = [part.strip() for part in line.split(ARROW)]
         if line.strip() and not (len(parts) == 2 and all(parts)):
             raise ValueError(
-                f"line {number} of the examples is {line.strip()!r}; expected: input {ARROW} answer, with one "
-                f"{ARROW} and a text on both sides."
+                f"line {number} of the examples is {line.strip()!r}; expected: input {ARROW} answer, with a "
+                f"single {ARROW} and a text on both sides."
             )
         if line.strip():
-            found.append(Example(*parts))
+            found.append(Example(parts[0], parts[1]))
     return tuple(found)
 
 
@@ -138,27 +138,6 @@ class Studio:
                 self._remove(name)
                 raise
 
-    def _finish(
-        self, model: PeftModel, order: Order, name: str, said: Sequence[warnings.WarningMessage]
-    ) -> Made:
-        """Refine, measure and pack what was just put on the model."""
-        if order.examples and order.refine_steps:
-            options = {"prompt": order.prompt, "adapter_name": name, "tokenizer": self.base.tokenizer}
-            refine(model, order.examples, steps=order.refine_steps, seed=order.seed, **options)
-        provenance = provenance_of(model, name)
-        if provenance is None:
-            raise ValueError(f"adapter {name!r} was not generated here.")
-        return Made(
-            name,
-            order,
-            spec_of(model, name),
-            provenance,
-            self.nearest_tasks(order.prompt),
-            self.measure(name, order) if order.examples else None,
-            tuple(dict.fromkeys(str(one.message) for one in said if issubclass(one.category, UserWarning))),
-            self._pack(model, name, order.prompt),
-        )
-
     def nearest_tasks(self, prompt: str) -> tuple[tuple[str, float], ...]:
         """The most similar training tasks, with the cosine of the conditions, nearest first."""
         tasks = self.generator.config.training_tasks
@@ -166,16 +145,6 @@ class Studio:
             cosines = self.generator.similarities(self.generator.encode_prompts([prompt], self.base))[0]
         values, indices = cosines.topk(min(SHOWN_TASKS, len(tasks)))
         return tuple((tasks[i], value) for i, value in zip(indices.tolist(), values.tolist(), strict=True))
-
-    def measure(self, name: str, order: Order) -> Measured:
-        """The base model and the adapter on the order's examples."""
-        with self._lock, as_base(self.model):
-            spec, adapter = spec_of(self.model, name), read_adapter(self.model, name)
-            nothing = {site: (a, torch.zeros_like(b)) for site, (a, b) in adapter.items()}
-            adapted = AdaptedBase(self.base, spec.sites)
-            sheet = make_sheet(adapted, order.examples, [order.prompt])
-            right = score(adapted, sheet, stack_adapters([nothing, adapter], adapted.device)).correct.sum(1)
-        return Measured(len(order.examples), *right.tolist())
 
     def ask_base(self, question: Question) -> str:
         """The base model's answer."""
@@ -200,6 +169,37 @@ class Studio:
     def close(self) -> None:
         """Delete all archives."""
         self._folder.cleanup()
+
+    def _finish(
+        self, model: PeftModel, order: Order, name: str, said: Sequence[warnings.WarningMessage]
+    ) -> Made:
+        """Refine, measure and pack what was just put on the model."""
+        if order.examples and order.refine_steps:
+            options = {"prompt": order.prompt, "adapter_name": name, "tokenizer": self.base.tokenizer}
+            refine(model, order.examples, steps=order.refine_steps, seed=order.seed, **options)
+        provenance = provenance_of(model, name)
+        if provenance is None:
+            raise ValueError(f"adapter {name!r} was not generated here.")
+        return Made(
+            name,
+            order,
+            spec_of(model, name),
+            provenance,
+            self.nearest_tasks(order.prompt),
+            self._measure(model, name, order) if order.examples else None,
+            tuple(dict.fromkeys(str(one.message) for one in said if issubclass(one.category, UserWarning))),
+            self._pack(model, name, order.prompt),
+        )
+
+    def _measure(self, model: PeftModel, name: str, order: Order) -> Measured:
+        """The base model and the adapter on the order's examples."""
+        with as_base(model):
+            spec, adapter = spec_of(model, name), read_adapter(model, name)
+            nothing = {site: (a, torch.zeros_like(b)) for site, (a, b) in adapter.items()}
+            adapted = AdaptedBase(self.base, spec.sites)
+            sheet = make_sheet(adapted, order.examples, [order.prompt])
+            right = score(adapted, sheet, stack_adapters([nothing, adapter], adapted.device)).correct.sum(1)
+        return Measured(len(order.examples), *right.tolist())
 
     def _remove(self, name: str) -> None:
         """The adapter off the model; with the last one PEFT's wrapping goes too."""

@@ -1,6 +1,6 @@
 """One question to a model, with or without an adapter.
 
-In: a message, the exchanges before it, whether the task prompt stands in the context.  Out: the answer's text.
+In: a `Question`: message, exchanges before it, perhaps the task prompt.  Out: the answer's text.
 Idea: the model reads what it was trained and scored on (`make_row`), and answers greedily, so that two
 answers differ by the adapter alone.
 """
@@ -47,9 +47,7 @@ def context_ids(tokenizer: PreTrainedTokenizerBase, question: Question) -> list[
 
 
 @torch.no_grad()
-def answer(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, question: Question
-) -> str:
+def answer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
     """The model's most likely answer, token by token, without special tokens and outer blanks.
 
     ValueError when question and answer do not fit the model's positions.
@@ -59,15 +57,16 @@ def answer(
         raise ValueError(f"{type(inner).__name__} generates no text.")
     ids = torch.tensor([context_ids(tokenizer, question)], device=inner.device)
     require_room(inner, ids.shape[1], question.max_new_tokens)
-    ends = inner.generation_config.eos_token_id  # a chat model may end a turn otherwise than a text
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    # A chat model may end a turn otherwise than a text; the setting is a token id or a list of them.
+    turn_ends = torch.tensor(inner.generation_config.eos_token_id or []).flatten().tolist()
     config = GenerationConfig(
         max_new_tokens=question.max_new_tokens,
         do_sample=False,
-        eos_token_id=sorted(ends),
+        eos_token_id=[tokenizer.eos_token_id, *turn_ends],
         pad_token_id=tokenizer.eos_token_id,  # nothing is padded; unset, transformers would say so each time
     )
-    made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    options = {"attention_mask": torch.ones_like(ids), "generation_config": config}
+    made = model.generate(input_ids=ids, **options)  # pyright: ignore[reportCallIssue]  # seen as a submodule
     return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 
 
