@@ -65,10 +65,10 @@ class Callbacks:
         self,
         task: str,
         examples: str,
-        seed: float,
-        guidance: float | None,
-        candidates: float,
-        steps: float,
+        seed: int | float,
+        guidance: int | float | None,
+        candidates: int | float,
+        steps: int | float,
         talk: Talk,
     ) -> tuple[Any, ...]:
         """The page's memory, card, notice, download, both conversations, message box and send button."""
@@ -85,7 +85,7 @@ class Callbacks:
         return Talk(made), result(made), "", download, [], [], message, gr.Button(interactive=True)
 
     def ask(
-        self, message: str, in_context: bool, keep: bool, style: str, longest: float, talk: Talk
+        self, message: str, in_context: bool, keep: bool, style: str, longest: int | float, talk: Talk
     ) -> Iterator[tuple[Any, ...]]:
         """The page's memory, both conversations, message box, notice; again as each answer comes."""
         made, before = talk.made, talk.exchanges

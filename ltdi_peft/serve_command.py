@@ -35,13 +35,13 @@ def serve_page(known: Namespace) -> Answer:
         if not known.no_browser:
             webbrowser.open(address)
 
-    at = bound(known.port)  # before anything is loaded, which takes a while
     options = {"device": known.device, "load_in_4bit": known.load_in_4bit}
-    studio = open_studio(known.generator, base_model=known.base_model, **options)
-    try:
-        serve(build(studio), at, announce)
-    finally:
-        studio.close()
+    with bound(known.port) as at:  # before anything is loaded, which takes a while
+        studio = open_studio(known.generator, base_model=known.base_model, **options)
+        try:
+            serve(build(studio), at, announce)
+        finally:
+            studio.close()
     return Answer([], [])
 
 

@@ -246,6 +246,10 @@ def open_studio(
 def device_named(name: str) -> torch.device:
     """A device of this machine; ValueError says which there are."""
     known = sorted({"cpu", best_device().type})
-    if name.partition(":")[0] not in known:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in known:
         raise ValueError(f"device is {name!r}; this machine has {known}.")
-    return torch.device(name)
+    return device

@@ -36,7 +36,7 @@ def served(generator, *options, **variables):
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.communicate(timeout=60)
+            process.said = process.communicate(timeout=60)  # what it wrote on stdout and stderr
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
