@@ -26,8 +26,8 @@ from ltdi_peft.task import Example
 PROMPT = "please a second twice"
 EXAMPLES = (Example("w0 w1 w2", "w1 w1"), Example("w3 w1 w4", "w1 w1"))
 ASKED = Question("w0 w1 w2", PROMPT, max_new_tokens=4)
-OPENING = "{% if add_generation_prompt %}Output : {% endif %}"
-TEMPLATE = "{% for m in messages %}{{ m.content }} <eos> {% endfor %}" + OPENING
+OPENING = "{% if add_generation_prompt %}assistant {% endif %}"
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} <eos> {% endfor %}" + OPENING
 
 
 @pytest.fixture
@@ -125,13 +125,13 @@ def test_examples_teach_and_are_measured(studio, plain, tmp_path, monkeypatch):
 
 
 def test_examples_choose_among_candidates(studio, world):
-    order = Order(PROMPT, EXAMPLES, candidates=3)
+    order = Order(PROMPT, EXAMPLES, candidates=2)
     chosen = studio.make(order).provenance
     base = load_base(str(world.base), dtype="float32").model
     options = {"generator": studio.generator, "base_model": base, "tokenizer": tokenizer()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*was scaled into the range", UserWarning)
-        wanted = generate_adapter(PROMPT, examples=EXAMPLES, num_candidates=3, **options)
+        wanted = generate_adapter(PROMPT, examples=EXAMPLES, num_candidates=2, **options)
     assert chosen == wanted.peft_config["default"].provenance
     assert studio.make(replace(order, examples=())).provenance.seed == 0  # without examples: one candidate
 
