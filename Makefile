@@ -6,6 +6,11 @@ RECIPE ?= recipes/demo.yaml
 TORCH_INDEX ?=
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt
 
+# Gradio 6.31 asks for pillow<13, so pip would not put it beside the pinned Pillow 13, with which it works: it and
+# what it needs are installed by name.
+PAGE = brotli fastapi gradio gradio_client groovy hf-gradio httpcore httpx opentelemetry-api orjson pydub \
+       python-multipart pytz safehttpx semantic-version starlette tomlkit uvicorn
+
 .PHONY: demo test lint clean
 demo: $(VENV)/.installed
 	$(VENV)/bin/ltdi collect $(RECIPE)
@@ -29,6 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --editable '.[test]'
+	$(PIP) --no-deps $(PAGE)
 	touch $@
 
 clean:

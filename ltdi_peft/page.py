@@ -191,7 +191,7 @@ def order_part(studio: Studio) -> tuple[list[Component], gr.Button, gr.HTML]:
 def conversation(label: str, name: str, empty: str) -> gr.Chatbot:
     """One model's side; answers are shown as they are, not as Markdown."""
     return gr.Chatbot(
-        label=label, elem_id=name, height=300, placeholder=empty, render_markdown=False, buttons=[]
+        label=label, elem_id=name, height=340, placeholder=empty, render_markdown=False, buttons=[]
     )
 
 

@@ -23,7 +23,7 @@ STYLE = """
   min-height: 21rem; border-style: dashed}
 .ltdi .said {font-weight: 600; margin-bottom: .6rem; overflow-wrap: anywhere}
 .ltdi table {width: 100%; border-collapse: collapse; margin: .3rem 0 .6rem 0}
-.ltdi tr, .ltdi th, .ltdi td {border: 0 !important}
+.ltdi table, .ltdi tr, .ltdi th, .ltdi td {border: 0 !important}
 .ltdi th {text-align: left; font-weight: 600; padding: .15rem .9rem .15rem 0; vertical-align: top;
   white-space: nowrap}
 .ltdi td {padding: .15rem 0; overflow-wrap: anywhere}
@@ -35,7 +35,7 @@ STYLE = """
   overflow-wrap: anywhere; border: 1px solid var(--border-color-primary)}
 .ltdi .problem {border-color: var(--error-border-color); background: var(--error-background-fill);
   color: var(--error-text-color)}
-#card {padding: 0}
+#card, #card .html-container {padding: 0}
 #notice:not(:has(.problem)), #talk-notice:not(:has(.problem)) {display: none}
 """
 
@@ -51,7 +51,7 @@ def header(studio: Studio) -> str:
     about = (
         f"Generator <b>{escape(studio.generator.name or 'not saved')}</b>, trained on "
         f"{len(config.training_tasks)} tasks · base model <b>{escape(base.name)}</b> on "
-        f"{escape(str(base.model.device))} · everything stays on this machine"
+        f"{escape(str(base.model.device))} · all on this machine"
     )
     title = "<h1>An adapter from a sentence</h1>"
     return part(f'{title}<div class="pale">{about}</div>')
