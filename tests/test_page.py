@@ -179,6 +179,7 @@ def address(page, world):
     assert "Traceback" not in process.said[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason=NEEDS_CHROMIUM)
 def test_the_whole_way_in_a_browser(address, world, tmp_path):
     with browser(address) as (page, asked):
