@@ -65,7 +65,7 @@ class Callbacks:
         self,
         task: str,
         examples: str,
-        seed: int | float,
+        seed: int | float | None,
         guidance: int | float | None,
         candidates: int | float,
         steps: int | float,
@@ -74,7 +74,7 @@ class Callbacks:
         """The page's memory, card, notice, download, both conversations, message box and send button."""
         try:
             order = Order(
-                task.strip(), parse_examples(examples), int(seed), guidance, int(candidates), int(steps)
+                task.strip(), parse_examples(examples), int(seed or 0), guidance, int(candidates), int(steps)
             )
             made = self.studio.make(order)
         except REFUSALS as error:

@@ -122,12 +122,12 @@ def right(found: Measured) -> str:
 
 def score_cell(provenance: Provenance) -> str:
     """The generator's own evaluation on unseen tasks, if it carries one."""
-    if provenance.scores is None:
+    ours = provenance.scores["methods"]["ours"] if provenance.scores else {}
+    if "unseen_tasks" not in ours:
         return "unknown; ltdi evaluate would measure it"
-    ours = provenance.scores["methods"]["ours"]
-    split, row = next(iter(ours.items()))
+    row = ours["unseen_tasks"]
     gain = "–" if row["G"] is None else f"{row['G']:.2f}"
     return (
-        f"{row['tasks']} {split.replace('_', ' ')}: accuracy {row['accuracy']:.2f}, {gain} of the gain of a "
+        f"{row['tasks']} unseen tasks: accuracy {row['accuracy']:.2f}, {gain} of the gain of a "
         f"LoRA trained on the task"
     )

@@ -56,7 +56,8 @@ def test_generate_fills_the_page_and_replaces_the_adapter(page, calls):
     assert download.value["path"].endswith(".zip")
     assert message.interactive
     assert send.interactive
-    (again, *_) = calls.generate("please b first", "", *SETTINGS, memory)
+    (again, *_) = calls.generate("please b first", "", None, *SETTINGS[1:], memory)  # an empty seed is 0
+    assert again.made.order.seed == 0
     assert list(calls.studio.model.peft_config) == [again.made.name]
     calls.forget(again)
     calls.forget(page.Talk())
