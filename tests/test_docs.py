@@ -8,8 +8,8 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from tiny_docs import ROOT, blocks, commands, make_place, own_place, require_language, run_command, run_page
+from tiny_peft_library import edit_config, edit_weights
 from tiny_world import run
 
 import ltdi_peft
@@ -152,11 +152,6 @@ def program_of(page):
     return next(block.text for block in blocks((DOCS / page).read_text()) if block.language == "python")
 
 
-def edited(folder, change):
-    weights = dict(change(key, weight) for key, weight in load_file(folder / "adapter_model.safetensors").items())
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
 BROKEN = {
     "renamed": (lambda key, w: (key.replace("lora_B", "lora_up"), w), "missing adapter keys", 0.0),
     "prefix": (lambda key, w: (key.removeprefix("base_model.model."), w), "missing adapter keys", 0.0),
@@ -169,7 +164,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_the_no_op_page_tells_broken_folders_apart(name, french, recwarn):
     change, warning, effect = BROKEN[name]
-    edited(french, change)
+    edit_weights(french, change)
     names = {}
     exec(program_of("no_op.md"), names)
     said = [str(w.message) for w in recwarn if w.category is UserWarning]
@@ -183,8 +178,7 @@ def test_the_no_op_page_tells_broken_folders_apart(name, french, recwarn):
 
 
 def test_peft_says_nothing_of_another_base_model(french):
-    file = french / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "other/model"}))
+    edit_config(french, base_model_name_or_path="other/model")
     names = {}
     exec(program_of("no_op.md"), names)
     assert names["effect"] > 0
@@ -193,16 +187,17 @@ def test_peft_says_nothing_of_another_base_model(french):
 
 def test_numbers_of_the_limits_page_are_those_of_the_demo():
     found = json.loads((DOCS / "results/demo.json").read_text())
-    rows = re.findall(r"^\| ([^|]+) \| (\**[+-]\d[^|]*) \| ([^|]+) \|$", (DOCS / "limits.md").read_text(), re.M)
+    page = (DOCS / "limits.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \| (\**[+-]\d[^|]*) \| ([^|]+) \|$", page, re.MULTILINE)
     rivals = {"base": "base", "mean": "mean", "start": "start", "wrong": "ours_wrong_prompt"}
     rivals |= {"multi-task": "multi_task_lora", "ridge": "ridge"}
     assert len(rows) == len(rivals)
     for about, *cells in rows:
         (rival,) = [method for word, method in rivals.items() if word in about]
         pair = found["paired"][f"ours - {rival}"]["unseen_tasks"]
-        for cell, suffix in zip(cells, ("", "_no_prompt"), strict=True):
-            low, high = pair[f"ci{suffix}"]
-            assert cell.strip("* ") == f"{pair[f'G{suffix}']:+.2f} [{low:.2f}, {high:.2f}]", about
+        for cell, suffix in zip(cells, ("", "no_prompt"), strict=True):
+            of = pair[suffix] if suffix else pair
+            assert cell.strip("* ") == "{:+.2f} [{:.2f}, {:.2f}]".format(of["G"], *of["ci_G"]), about
 
 
 # ---- the reference and the site

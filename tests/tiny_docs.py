@@ -31,13 +31,13 @@ from ltdi_peft.train import train_generator
 
 LANGUAGES = {"python", "yaml", "bash", "jsonl", "text"}
 PROGRAMS = ("ltdi ", "pip ", "make ", "python ", "accelerate ", "hf ", "$ ", "import ", "from ")
-CHEAP = {"generate", "import", "inspect", "tasks", "train"}  # run; the others are parsed, their recipes loaded
+CHEAP = {"generate", "import", "inspect", "tasks", "train"}  # run; others are parsed, their recipes loaded
 FOREIGN = {"lm-eval[hf]"}  # what pages install that is not ours
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a page; `line` is its first, counted from 1, `named` the last .jsonl file in the text above."""
+    """A block of a page; `line` is its first, from 1, `named` the last .jsonl file in the text above."""
 
     language: str
     text: str
@@ -128,7 +128,7 @@ def require_language(block, name):
 
 
 def check_yaml(text):
-    """Load a recipe or a file of Accelerate. One that begins with `# NAME.yaml` is there from now on, smaller."""
+    """Load a recipe or a file of Accelerate; a recipe that begins with `# NAME.yaml` is kept, smaller."""
     name = re.match(r"# (\w+\.yaml)", text)
     file = Path(name[1] if name else "block.yaml")
     file.write_text(text)
@@ -205,7 +205,8 @@ def check_pip(words):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for word in words[1:]:
         match = re.fullmatch(r"(?:ltdi_peft|\.)(?:\[([\w,]+)\])?", word)
-        if not (match or word in FOREIGN) or (match and not set((match[1] or "trl").split(",")) <= set(extras)):
+        asked = set((match[1] or "").split(",")) - {""} if match else {word}
+        if not asked <= {*extras, *FOREIGN}:
             raise ValueError(f"pip install {word}: no such package or extra; extras are {sorted(extras)}")
 
 
