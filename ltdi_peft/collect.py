@@ -107,6 +107,7 @@ def recipe_suite(recipe: Recipe) -> TaskSuite:
     """The recipe's tasks, cut to the domains and numbers it asks for."""
     about = recipe.suite
     suite = load_suite(about.source, about.split_file)
+    suite = suite if about.fold is None else suite.fold(about.fold)
     suite = suite.only(about.domains, about.match)
     counts = {
         "train": about.train,

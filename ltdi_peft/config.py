@@ -53,6 +53,7 @@ class SuiteConfig:
     split_file: str | None = None
     domains: tuple[str, ...] = ()  # only tasks of these; empty: all
     match: tuple[str, ...] = ()  # only task names like one of these, e.g. "*/*/brackets"; empty: all
+    fold: int | None = None  # the fold whose domains are the unseen ones; None: as the split file has it
     train: int | None = None
     validation: int | None = None
     unseen_tasks: int | None = None

@@ -327,6 +327,26 @@ class TaskSuite:
             self, tasks=tasks, splits=splits, folds={d: fold for d, fold in self.folds.items() if d in kept}
         )
 
+    def fold(self, number: int) -> "TaskSuite":
+        """The suite in which the domains of one fold are the unseen ones, with all their tasks.
+
+        Domains that are unseen in every other fold (those of fold 0) are left out, for they have no training
+        tasks. ValueError for a number that no domain has.
+        """
+        if number not in self.folds.values():
+            known = sorted(set(self.folds.values()))
+            raise ValueError(f"suite {self.name!r} has no fold {number}; its folds are {known}.")
+        unseen = {domain for domain, fold in self.folds.items() if fold == number}
+        splits = {
+            s: tuple(n for n in names if self.tasks[n].domain not in unseen)
+            for s, names in self.splits.items()
+        }
+        moved = tuple(n for names in self.splits.values() for n in names if self.tasks[n].domain in unseen)
+        splits["unseen_domains"] = moved
+        tasks = {n: self.tasks[n] for names in splits.values() for n in names}
+        folds = {task.domain: self.folds[task.domain] for task in tasks.values() if task.domain in self.folds}
+        return replace(self, tasks=tasks, splits=splits, folds=folds)
+
     def table(self) -> list[dict[str, Any]]:
         """One row a task: name, domain, family, split, number of examples, first prompt, first example.
 

@@ -117,6 +117,7 @@ def train_in(
     validation = validation_set(targets, encoder, bench) if targets else None
     run_session(session, validation, folder / "checkpoints", progress=progress)
     report |= {"losses": session.losses, "final_loss": session.losses[-1][1]}
+    report["stage_seconds"] = session.seconds
     report |= validate(session, validation) if validation else {}
     generator = build_generator(session, bench, guidance=1.0, encoder=encoder)
     if targets:
