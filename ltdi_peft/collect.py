@@ -121,6 +121,7 @@ def recipe_suite(recipe: Recipe) -> TaskSuite:
 def collect(recipe: Recipe, *, bench: Bench | None = None, progress: bool = True) -> TrajectoryStore:
     """Train and record what is missing; return the store of the training tasks.
 
+    `recipe`: as `ltdi_peft.config.load_recipe` reads it. `bench`: suite and base model, if loaded already.
     Under `accelerate launch` the runs are split over the processes; the shared start is trained by the main
     one. Raises ValueError, before the base model is loaded, for a suite that cannot be trained on and for an
     `output` that holds runs of other settings.

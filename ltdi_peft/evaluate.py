@@ -77,7 +77,7 @@ def evaluate(
     results: Path = Path("docs/results"),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Score the recipe's methods on its unseen tasks; write and return the result.
+    """Score the recipe's methods on its unseen tasks; write and return the result (docs/formats.md).
 
     Writes `<results>/<recipe.name>.json` and `.md`, and the figures it has data for into the folder
     `<results>/<recipe.name>`; without matplotlib a warning (UserWarning) says how to get them. The generator

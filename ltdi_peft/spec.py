@@ -45,7 +45,11 @@ class Site:
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """What an adapter sits on: the base model, the site table in token order, and PEFT's configuration."""
+    """What an adapter sits on: the base model, the site table in token order, and PEFT's configuration.
+
+    Each of `sites`, sorted by name, is one adapted linear layer: `name`, `fan_in`, `fan_out`, `rank`,
+    `alpha`, `scaling`. It adds ΔW = scaling · B A, with A (rank, fan_in) and B (fan_out, rank).
+    """
 
     base_model: str  # Hub id or local name, what goes to base_model_name_or_path
     sites: tuple[Site, ...]

@@ -228,6 +228,8 @@ def _example_record(example: Example) -> list[Any] | dict[str, Any]:
 class TaskSuite:
     """Tasks by name, and for each split the ordered names of its tasks.
 
+    The splits are train, validation, unseen_tasks and unseen_domains; every task is in one.
+
     `folds` maps a domain to the number of the fold in which it is left out; `left_out` maps what was not
     loaded, or is deliberately in no split, to the reason; `calibration` maps a task to the accuracies that
     were measured before it was chosen, if they were. Raises ValueError for an empty suite, an unknown

@@ -54,6 +54,8 @@ def train_generator(
 ) -> Generator:
     """Train on the recipe's collected runs; write `<output>/generator` and `training.json` beside it.
 
+    `recipe`: a YAML file or a `Recipe`. `overrides`: `section.field=value`, for a file. `accelerator` and
+    `bench` (suite and base model) are made unless given. Under `accelerate launch` every process calls it.
     Goes on from the newest resume point of `<output>`; what is trained already is only read. Raises
     ValueError, before the base model is loaded, for a recipe without collected runs or with runs of another
     adapter, and GateError when the codec fails its round-trip gate.
