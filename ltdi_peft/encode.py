@@ -36,6 +36,7 @@ from ltdi_peft.spec import Adapter, AdapterSpec, BrokenAdapterError
 from ltdi_peft.subspace import StreamingSubspace, fit_bases, one_pass, require_same_count
 
 FORMAT_VERSION = 1
+ORIGIN_VERSION = 2  # of a codec that counts from an origin
 HEADER = "ltdi_codec"  # the one key of the file's metadata; its value is JSON
 BASIS_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 CPU = torch.device("cpu")
@@ -100,6 +101,7 @@ class AdapterCodec:
     energy_kept: Float[
         Tensor, " site"
     ]  # share of the training coordinates' energy that the width keeps, 0 … 1
+    origin: Adapter | None = None  # gauge `shared_a`: what tokens are counted from; None: the start
     frames: tuple[Frame, ...] = field(init=False, repr=False)
     _placed: dict[tuple[torch.device, torch.dtype], tuple[_Row, ...]] = field(
         default_factory=dict, init=False, repr=False
@@ -107,7 +109,7 @@ class AdapterCodec:
 
     def __post_init__(self) -> None:
         require_gauge(self.gauge, self.start)
-        frames = site_frames(self.spec, self.gauge, self.start, self.block_weights)
+        frames = site_frames(self.spec, self.gauge, self.start, self.block_weights, self.origin)
         object.__setattr__(self, "frames", frames)
 
     @classmethod
@@ -253,7 +255,10 @@ class AdapterCodec:
                 table[f"{site.name}.basis"] = basis.contiguous()
             if self.start is not None:
                 table[f"{site.name}.lora_A"], table[f"{site.name}.lora_B"] = self.start[site.name]
-        about = {"format_version": FORMAT_VERSION, "gauge": self.gauge, "width": self.width}
+            if self.origin is not None:
+                table[f"{site.name}.origin_A"], table[f"{site.name}.origin_B"] = self.origin[site.name]
+        version = FORMAT_VERSION if self.origin is None else ORIGIN_VERSION
+        about = {"format_version": version, "gauge": self.gauge, "width": self.width}
         # One key only: safetensors writes several in the random order of a hash map.
         metadata = {HEADER: json.dumps({**about, "spec": self.spec.to_dict()}, sort_keys=True)}
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
@@ -269,15 +274,19 @@ class AdapterCodec:
                 f"{path}: this codec has gauge {header['gauge']!r}, expected {gauge!r}. Tokens of one gauge "
                 f"mean nothing in another: fit a codec with gauge {gauge!r}."
             )
-        spec, start = AdapterSpec.from_dict(header["spec"]), None
+        spec, start, origin = AdapterSpec.from_dict(header["spec"]), None, None
         try:
             if header["gauge"] != "canonical":
                 start = {s.name: (table[f"{s.name}.lora_A"], table[f"{s.name}.lora_B"]) for s in spec.sites}
+            if header["format_version"] == ORIGIN_VERSION:
+                origin = {
+                    s.name: (table[f"{s.name}.origin_A"], table[f"{s.name}.origin_B"]) for s in spec.sites
+                }
             scale, kept, weights = table["scale"], table["energy_kept"], table["block_weights"]
         except KeyError as error:
             raise ValueError(f"{path}: tensor {error} is missing. Fit the codec again.") from error
         bases = tuple(table.get(f"{site.name}.basis") for site in spec.sites)
-        codec = cls(spec, header["gauge"], header["width"], start, weights, bases, scale, kept)
+        codec = cls(spec, header["gauge"], header["width"], start, weights, bases, scale, kept, origin)
         for frame, basis in zip(codec.frames, bases, strict=True):
             if (frame.dim > codec.width) != (basis is not None):
                 raise ValueError(f"{path}: {frame.site.name}.basis is missing or not expected. Fit it again.")
@@ -316,9 +325,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path}: not a codec (its header has no {HEADER!r}); expected AdapterCodec.save's file."
         )
     header = json.loads(metadata[HEADER])
-    if header["format_version"] != FORMAT_VERSION:
+    if header["format_version"] not in (FORMAT_VERSION, ORIGIN_VERSION):
         raise ValueError(
-            f"{path}: codec format version {header['format_version']}, but this ltdi_peft reads version "
-            f"{FORMAT_VERSION}. Install the version that wrote it, or fit the codec again."
+            f"{path}: codec format version {header['format_version']}, but this ltdi_peft reads versions "
+            f"{FORMAT_VERSION} and {ORIGIN_VERSION}. Install the version that wrote it, or fit again."
         )
     return header, table

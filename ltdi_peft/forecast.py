@@ -122,7 +122,8 @@ class Forecast:
         gate = validation * self.scored(GATE_EXAMPLES, 4) if recipe.codec.gate > 0 else 0.0
         steps = recipe.train.steps * self.speed.step + self.task_loss(recipe.train.task_loss)
         guidance = self.guided(validation, self.generated)
-        return self.codec(snapshots) + self.conditions() + gate + steps + guidance
+        origin = self.multi_task("origin") if recipe.train.origin_steps else 0.0
+        return self.codec(snapshots) + self.conditions() + gate + origin + steps + guidance
 
     def task_loss(self, about: TaskLossConfig) -> float:
         """The second stage."""
@@ -166,6 +167,8 @@ class Forecast:
         steps = multi_task_steps(self.shapes)
         if name == "format_only":
             steps = config.steps
+        elif name == "origin":
+            steps = recipe.train.origin_steps
         elif name == "multi_task_lora_4x":
             steps += start_steps(recipe)
         rows = min(recipe.collect.rows, math.ceil(steps * config.batch_size / len(tasks)))
@@ -214,4 +217,5 @@ def multi_task_steps(shapes: Shapes) -> int:
     recipe = shapes.recipe
     single, multi = recipe.collect.single, recipe.collect.multi_task
     rule = math.ceil(shapes.training_runs * single.steps * single.batch_size / multi.batch_size)
+    rule += recipe.train.origin_steps
     return recipe.evaluate.multi_task_steps or rule

@@ -27,7 +27,7 @@ from ltdi_peft.batched import AdaptedBase, stack_adapters
 from ltdi_peft.collect import Bench
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe, to_dict
-from ltdi_peft.encode import round_trip
+from ltdi_peft.encode import AdapterCodec, round_trip
 from ltdi_peft.generator import Generator
 from ltdi_peft.kept import whole_lines
 from ltdi_peft.memorisation import nearest_distances, relative_errors
@@ -63,6 +63,7 @@ class Protocol:
     trials: dict[str, Any]
     folder: Path  # of the cached scores
     data: TrainingSet
+    codec: AdapterCodec  # of the stored runs, from the shared start; that of `ours` may count from an origin
 
     def prompts(self, task: Task) -> list[str]:
         """The generator's prompt for each seed: held-out paraphrases in turn."""
@@ -117,6 +118,7 @@ METHODS: dict[str, Maker] = {
     "base": one_for_all("base"),
     "in_context": one_for_all("base"),
     "start": one_for_all("start"),
+    "origin": one_for_all("origin"),
     "format_only": one_for_all("format_only"),
     "multi_task_lora": one_for_all("multi_task_lora"),
     "multi_task_lora_4x": one_for_all("multi_task_lora_4x"),
@@ -128,9 +130,7 @@ METHODS: dict[str, Maker] = {
     **{name: generator_of(name) for name in VARIANTS},
     "ours": generator_of("ours"),
     "ours_wrong_prompt": lambda p, task: p.generated("ours", p.wrong_prompts(task)),
-    "oracle_codec": lambda p, task: [
-        round_trip(p.generators["ours"].codec, final_adapter(p.oracles[task.name]))
-    ],
+    "oracle_codec": lambda p, task: [round_trip(p.codec, final_adapter(p.oracles[task.name]))],
     "oracle": lambda p, task: [final_adapter(p.oracles[task.name])],
 }
 

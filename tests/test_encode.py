@@ -577,8 +577,10 @@ def test_broken_files_are_refused(tmp_path):
     codec.save(path)
     rewritten(path)
     assert AdapterCodec.load(path).width == 4  # control: rewriting alone breaks nothing
-    rewritten(path, lambda header: header.replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(ValueError, match=r"codec.safetensors: codec format version 2.*reads version 1"):
+    rewritten(path, lambda header: header.replace('"format_version": 1', '"format_version": 3'))
+    with pytest.raises(
+        ValueError, match=r"codec.safetensors: codec format version 3.*reads versions 1 and 2"
+    ):
         AdapterCodec.load(path)
     for name, message in (("scale", "'scale' is missing"), (f"{NAMES[0]}.basis", "q_proj.basis is missing")):
         codec.save(path)
