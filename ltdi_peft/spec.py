@@ -6,6 +6,7 @@ Idea: no list of layer names anywhere: the adapter itself says which linear laye
 Source: LoRA, arXiv:2106.09685 §4.1; rsLoRA's scaling, arXiv:2312.03732."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ Factors = tuple[Tensor, Tensor]
 """(A, B): A (rank, fan_in), B (fan_out, rank); float32, CPU, contiguous."""
 Adapter = dict[str, Factors]
 """Site name → factors. Keys are sorted; that order is the token order."""
+Sites = Mapping[str, Factors]
+"""An adapter whose sites may be read from a file when they are asked for, and again at every asking."""
 
 
 class BrokenAdapterError(ValueError):

@@ -82,7 +82,7 @@ class StreamingSubspace:
         return float(energies.sum()), q.gather(1, q.abs().argmax(1, keepdim=True)).sign() * q
 
 
-def _groups(subspaces: Sequence[StreamingSubspace], spec: AdapterSpec, budget: int) -> list[list[int]]:
+def site_groups(subspaces: Sequence[StreamingSubspace], spec: AdapterSpec, budget: int) -> list[list[int]]:
     """Site numbers per pass, in order, so that the buffers of one pass fit into `budget` bytes."""
     groups, used = [[]], 0
     for number, subspace in enumerate(subspaces):
@@ -106,20 +106,21 @@ def fit_bases(
     subspaces: Sequence[StreamingSubspace],
     memory_budget: int,
     bar: str | None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[list[Tensor | None], Float[Tensor, " site"], int]:
-    """(basis or None for the identity, energy on it) per site, and the number of adapters.
+    """(basis as `dtype`, or None for the identity, energy on it) per site, and the number of adapters.
 
     Makes as many passes as keep their buffers within `memory_budget` bytes. Raises ValueError for a budget
     too small for one site, and for a stream that is empty or cannot be repeated.
     """
     bases, kept, counts = [], [], set()
-    for group in _groups(subspaces, spec, memory_budget):
+    for group in site_groups(subspaces, spec, memory_budget):
         counts.add(one_pass(stream, spec, [(frames[i], subspaces[i].add) for i in group], bar))
         require_same_count(counts)
         for i in group:
             energy, basis = subspaces[i].basis()
             kept.append(energy)
-            bases.append(None if basis is None else basis.float())
+            bases.append(None if basis is None else basis.to(dtype))
     return bases, torch.tensor(kept, dtype=torch.float64), counts.pop()
 
 
