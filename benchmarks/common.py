@@ -1,8 +1,8 @@
-"""What the benchmark scripts share: the table, the result file, the machine, and the limits beside which we stand.
+"""What the benchmark scripts share: the table, the result file, the machine, time, memory, a limit.
 
 In: rows of a table.  Out: the table on stdout and, by `--out`, one JSON file with device, versions and commit.
-Idea: `python benchmarks/show.py` writes the tables of these files into docs/benchmarks.md, so that no number
-there was typed by hand.
+Idea: `python benchmarks/show.py` writes the tables of these files into docs/benchmarks.md, so that no
+number there was typed by hand.
 """
 
 import argparse
@@ -45,7 +45,9 @@ class Result:
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """A parser whose help is the script's docstring, with `--out` and `--device`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="a JSON file; docs/results/benchmarks/NAME.json for the docs")
+    parser.add_argument(
+        "--out", type=Path, help="a JSON file; docs/results/benchmarks/NAME.json for the docs"
+    )
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     return parser
 

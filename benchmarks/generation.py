@@ -144,8 +144,8 @@ def measured(options: argparse.Namespace) -> Result:
         rows.append((f"hot swap, {name}, ms", f"{1000 * seconds:.1f}", "", "", "", "", goal))
     peer = parameter_count(rival.network)
     title = (
-        f"{generator.config.base_model}, {len(generator.spec.sites)} sites; generator {size / 1e6:.1f} M numbers "
-        f"beside its codec, T2L hypernetwork {peer / 1e6:.1f} M; ratio: chain and decode over T2L"
+        f"{generator.config.base_model}, {len(generator.spec.sites)} sites; generator {size / 1e6:.1f} M "
+        f"numbers beside its codec, T2L hypernetwork {peer / 1e6:.1f} M; ratio: chain and decode over T2L"
     )
     columns = ("", "condition", "chain", "decode", "ms a prompt", "T2L, ms", "ratio")
     return Result(title, columns, rows, {"batches": numbers, "loading": load, "hot_swap": swap})

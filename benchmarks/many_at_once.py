@@ -70,7 +70,9 @@ def one_alone(bench: Bench, start: Adapter, rows: list[Row], folder: Path) -> Ad
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=single.learning_rate, weight_decay=0.0)
     about = {"warmup": single.warmup, "schedule": single.schedule}
-    rates = LambdaLR(optimizer, lambda step: scheduled(1.0, min(step, single.steps - 1), single.steps, **about))
+    rates = LambdaLR(
+        optimizer, lambda step: scheduled(1.0, min(step, single.steps - 1), single.steps, **about)
+    )
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"),
         max_steps=single.steps,
@@ -117,7 +119,7 @@ def operations(bench: Bench, start: Adapter, tasks: list[Task]) -> tuple[float, 
 def compared(
     bench: Bench, tasks: list[Task], pairs: list[tuple[Adapter, Adapter]], examples: int
 ) -> tuple[list[float], list[float], list[int]]:
-    """Per task: relative distance in ΔW, accuracy of ours, and examples that the peer answers more or fewer."""
+    """Per task: relative distance in ΔW, accuracy of ours, and by how many examples the peer differs."""
     distances, accuracies, different = [], [], []
     for task, (own, other) in zip(tasks, pairs, strict=True):
         distances.append(delta_w_distance(bench.spec, own, other, relative=True))
@@ -151,8 +153,9 @@ def measured(options: argparse.Namespace, overrides: list[str]) -> Result:
         "product_flop_a_second": limit,
         **dict(zip(("distance", "accuracy", "examples_apart"), found, strict=True)),
     }
+    single = recipe.collect.single
     title = (
-        f"{len(tasks)} adapters, {recipe.collect.single.steps} steps of {recipe.collect.single.batch_size} rows, "
+        f"{len(tasks)} adapters, {single.steps} steps of {single.batch_size} rows, "
         f"{recipe.base.model} in {str(bench.base.model.dtype).removeprefix('torch.')}"
     )
     target = 5.0 if options.device.type == "cuda" else 1.5
@@ -173,7 +176,9 @@ def table(numbers: dict[str, Any], count: int, target: float, examples: int) -> 
 
     return [
         pair("adapters a minute", 60 * count / mine, 60 * count / theirs, theirs / mine, ".1f", wanted),
-        pair("processor seconds an adapter", used[0] / count, used[1] / count, used[1] / used[0], ".1f", wanted),
+        pair(
+            "processor seconds an adapter", used[0] / count, used[1] / count, used[1] / used[0], ".1f", wanted
+        ),
         pair("TFLOP an adapter", own / 1e12, other / 1e12, other / own, ".2f"),
         pair("GFLOP/s", rates[0] / 1e9, rates[1] / 1e9, rates[0] / rates[1], ".0f"),
         (f"share of a large product's {limit / 1e9:.0f} GFLOP/s", *shares, "", ""),

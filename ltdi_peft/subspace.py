@@ -53,20 +53,25 @@ class StreamingSubspace:
         if self._filled == 0:
             self._rows = torch.empty(self.shape, dtype=torch.float64)
         if self._filled == len(self._rows):
-            energies, rows = self._strongest(self.keep)
-            self.lost += float(self._rows.square().sum() - energies.sum())
+            _, rows, lost = self._strongest(self.keep)
+            self.lost += lost
             self._filled = len(rows)
             self._rows[: self._filled] = rows
         self._rows[self._filled] = x
         self._filled += 1
 
-    def _strongest(self, count: int) -> tuple[Float[Tensor, " found"], Float[Tensor, "found dim"]]:
-        """Squared singular values, descending, and scaled right singular vectors, from the Gram matrix."""
+    def _strongest(self, count: int) -> tuple[Float[Tensor, " found"], Float[Tensor, "found dim"], float]:
+        """Squared singular values, descending, scaled right singular vectors, and the energy of the others.
+
+        From the Gram matrix, whose trace is the energy of all rows.
+        """
         rows = self._rows[: self._filled]
-        values, vectors = torch.linalg.eigh(rows @ rows.mT)
+        gram = rows @ rows.mT
+        values, vectors = torch.linalg.eigh(gram)
         values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
         found = values > RESOLVED**2 * values[0]
-        return values[found], vectors[:, found].mT @ rows
+        lost = float(gram.trace() - values[found].sum())
+        return values[found], vectors[:, found].mT @ rows, lost
 
     def basis(self) -> tuple[float, Float[Tensor, "found dim"] | None]:
         """Energy on, and at most `width` orthonormal rows (strongest first, largest entry > 0), or None.
@@ -75,7 +80,7 @@ class StreamingSubspace:
         """
         if self.shape[0] == 0:
             return self.energy, None
-        energies, rows = self._strongest(self.width)
+        energies, rows, _ = self._strongest(self.width)
         self._rows = self._rows.new_empty(0, self.shape[1])
         # QR restores the orthogonality that a Gram matrix loses for weak rows: 1e-16·(σ_1/σ_i)².
         q = torch.linalg.qr(rows.mT)[0].mT

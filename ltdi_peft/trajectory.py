@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ltdi_peft.adapter import Adapter, AdapterSpec, SpecMismatchError, check_adapter
-from ltdi_peft.spec import Factors
+from ltdi_peft.spec import Factors, require_fit
 from ltdi_peft.task import Task
 
 FORMAT_VERSION = 1
@@ -70,7 +70,7 @@ class Trajectory:
         return _pairs({**moving, **frozen}, self.spec, snapshot.path)
 
     def mapped(self, snapshot: Snapshot) -> "StoredAdapter":
-        """`adapter`, of which a site is read, and checked by who reads it, when it is asked for."""
+        """`adapter`, of which a site is read and checked when it is asked for."""
         return StoredAdapter(self, snapshot)
 
     def local_targets(self, k: int) -> tuple[Snapshot, ...]:
@@ -97,27 +97,31 @@ class Trajectory:
 class StoredAdapter(Mapping[str, Factors]):
     """The adapter of a snapshot in its file: a pass that needs some sites reads those alone.
 
-    Nothing is held but the open files. Raises ValueError that names the file for one that is missing or
-    truncated, at once, and for a factor that it lacks, when that is asked for.
+    Nothing is held but the open files. Raises ValueError that names the file: at once for one that is missing
+    or truncated; for a factor that is missing, mis-shaped or not finite when its site is asked for.
     """
 
     def __init__(self, run: Trajectory, snapshot: Snapshot) -> None:
         moving = snapshot.path, _opened(snapshot.path)
         start = (run.start_path, _opened(run.start_path)) if run.frozen else moving
         self._files = {name: start if name in run.frozen else moving for name in factor_names(run.spec)}
-        self._sites = tuple(site.name for site in run.spec.sites)
+        self._sites = {site.name: site for site in run.spec.sites}
 
-    def __getitem__(self, site: str) -> Factors:
-        if f"{site}.lora_A" not in self._files:
-            raise KeyError(site)
-        return self._factor(f"{site}.lora_A"), self._factor(f"{site}.lora_B")
+    def __getitem__(self, name: str) -> Factors:
+        site = self._sites[name]
+        return self._factor(name, "A", (site.rank, site.fan_in)), self._factor(
+            name, "B", (site.fan_out, site.rank)
+        )
 
-    def _factor(self, name: str) -> Tensor:
+    def _factor(self, site: str, kind: str, shape: tuple[int, int]) -> Tensor:
+        name = f"{site}.lora_{kind}"
         path, reader = self._files[name]
         try:
-            return reader.get_tensor(name).to(torch.float32)
+            weight = reader.get_tensor(name).to(torch.float32)
         except SafetensorError as error:
-            raise ValueError(f"{path}: 1 factor is missing, {name} ({error}).") from error
+            raise ValueError(f"{path}: {name} is missing ({error}).") from error
+        require_fit(weight, shape, f"{path}: site {site}, lora_{kind}")
+        return weight
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sites)

@@ -62,10 +62,11 @@ def test_what_does_not_fit_changes_nothing(world, made):
     before = logits(model)
     site = next(iter(other.adapter))
     a, b = other.adapter[site]
+    spoilt = b.clone()
+    spoilt[0, 0] = torch.nan
+    broken = replace(other, adapter={**other.adapter, site: (a, spoilt)})
     with pytest.raises(BrokenAdapterError, match=rf"{site}, lora_B: 1 of .* NaN"):
-        spoilt = b.clone()
-        spoilt[0, 0] = torch.nan
-        replace(other, adapter={**other.adapter, site: (a, spoilt)}).swap_into(model)
+        broken.swap_into(model)
     with pytest.raises(ValueError, match=r"no adapter 'second', only \['default'\]"):
         other.swap_into(model, "second")
     assert torch.equal(logits(model), before)
