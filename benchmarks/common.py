@@ -1,6 +1,6 @@
 """What the benchmark scripts share: the table, the result file, the machine, time, memory, a limit.
 
-In: rows of a table.  Out: the table on stdout and, by `--out`, one JSON file with device, versions and commit.
+In: rows of a table.  Out: the table on stdout; by `--out` also a JSON file with device, versions, commit.
 Idea: `python benchmarks/show.py` writes the tables of these files into docs/benchmarks.md, so that no
 number there was typed by hand.
 """

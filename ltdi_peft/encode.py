@@ -139,8 +139,8 @@ class AdapterCodec:
         numbers per token; None: as many as the widest site has coordinates, for an exact inverse.
         memory_budget: bytes of buffers at a time; less means more passes, each of which asks the adapters for
         its own sites alone (the result, width · coordinates numbers a site, comes on top). basis_dtype:
-        "float16" halves the codec. Raises ValueError for an unknown gauge, a stream that is empty or cannot be
-        repeated, adapters that do not fit `spec`, a budget too small for one site.
+        "float16" halves the codec. Raises ValueError for an unknown gauge, a stream that is empty or cannot
+        be repeated, adapters that do not fit `spec`, a budget too small for one site.
         """
         require_gauge(gauge, start)
         _require_choices(spec, width, basis_dtype)
