@@ -7,8 +7,8 @@
 Adapters of 3.4 M numbers (a 7-billion model with grouped attention, 32 layers, rank 8 on q and v), A and
 B trained, 16 snapshots a run in 16 bit. Only the number of runs is smaller than in the plan: 54 GB are 500.
 The limit: reading the same files in the same order, byte by byte into one buffer, from the disk (the page
-cache dropped for them) and from the page cache; of writing: the same bytes without the library. Memory and the
-exponent of time are from a quarter, half and all of the runs; processor seconds count all threads.
+cache dropped for them) and from the page cache; of writing: the same bytes without the library. Memory and
+the exponent of time are from a quarter, half and all of the runs; processor seconds count all threads.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python benchmarks/show.py
 
-A table's place is `<!-- NAME -->` … `<!-- end -->`; NAME is the file's. A file without a place, and a place
-without a file, are errors.
+A table's place is `<!-- NAME -->` … `<!-- end -->`; NAME is the file's. A file without a place is an
+error; a place without a file stays as it is.
 """
 
 import re
@@ -24,10 +24,14 @@ def shown(file: Path) -> str:
 
 
 def filled(page: str, tables: dict[str, str]) -> str:
-    """The page with every table in its place. ValueError unless places and tables are the same."""
-    if odd := set(PLACE.findall(page)) ^ set(tables):
-        raise ValueError(f"places in the page and result files differ: {sorted(odd)}.")
-    return PLACE.sub(lambda found: f"<!-- {found[1]} -->\n{tables[found[1]]}\n<!-- end -->", page)
+    """The page with every table in its place. ValueError for a table that has none."""
+    if odd := set(tables) - set(PLACE.findall(page)):
+        raise ValueError(f"{PAGE} has no place <!-- NAME --> for the results {sorted(odd)}; add one.")
+
+    def place(found: re.Match[str]) -> str:
+        return f"<!-- {found[1]} -->\n{tables[found[1]]}\n<!-- end -->" if found[1] in tables else found[0]
+
+    return PLACE.sub(place, page)
 
 
 def main() -> None:

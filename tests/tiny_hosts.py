@@ -2,11 +2,12 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from tiny_world import ROOT
@@ -45,7 +46,6 @@ class Host:
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "GLOO_SOCKET_IFNAME": self.cable,
-            "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         }
         return subprocess.Popen(
             ["ip", "netns", "exec", self.namespace, *launcher, *config, *options, *map(str, program)],
@@ -54,12 +54,16 @@ class Host:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
         )
 
-    def unplug(self) -> None:
-        """The host is gone for the other one, as after a power cut."""
-        subprocess.run(["ip", "-n", self.namespace, "link", "set", self.cable, "down"], check=True)
+    def die(self) -> None:
+        """Kill every process of this host at once; its connections close, as when a machine is taken down."""
+        said = subprocess.run(
+            ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=True
+        )
+        for pid in said.stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 @contextmanager
@@ -81,10 +85,13 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             ip("-n", name, "addr", "add", f"{address}/24", "dev", cable)
             ip("-n", name, "link", "set", cable, "up")
             ip("-n", name, "link", "set", "lo", "up")
-        yield tuple(
-            Host(rank, name, cable, addresses[0])
-            for rank, (name, cable) in enumerate(zip(names, cables, strict=True))
-        )
+        pairs = enumerate(zip(names, cables, strict=True))
+        hosts = [Host(rank, name, cable, addresses[0]) for rank, (name, cable) in pairs]
+        try:
+            yield hosts[0], hosts[1]
+        finally:
+            for host in hosts:
+                host.die()  # what a failed test left running
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False)
