@@ -73,13 +73,13 @@ def batches(generator: Generator, rival: T2LRival, base: Base, sizes: list[int])
 def loading(generator: Generator, made: GeneratedAdapter, base: Base) -> dict[str, float]:
     """Seconds of every part of the way from a generated adapter to a proved PeftModel."""
     probe = base.tokenizer(PROBE, return_tensors="pt")["input_ids"]
-    with tempfile.TemporaryDirectory() as name:
 
-        def written() -> None:
+    def written() -> None:
+        with tempfile.TemporaryDirectory() as name:
             made.save_pretrained(Path(name))
             load_adapter_folder(Path(name))
 
-        steps = {"write and read back": median_seconds(written, CPU, 3)}
+    steps = {"write and read back": median_seconds(written, CPU, 3)}
     steps["attach (and detach)"] = median_seconds(
         lambda: attach(base.model, made.spec, made.adapter).unload(), CPU, 3
     )
