@@ -150,7 +150,7 @@ def require_same_spec(expected: AdapterSpec, got: AdapterSpec, where: str) -> No
         )
     for key in ("rank", "alpha", "fan_in", "fan_out", "scaling"):
         for name, site in ours.items():
-            if (a := asdict(site)[key]) != (b := asdict(theirs[name])[key]):
+            if (a := vars(site)[key]) != (b := vars(theirs[name])[key]):
                 raise SpecMismatchError(
                     f"{where}: site {name} has {key} {b}, expected {a}. Use one LoraConfig for all."
                 )
