@@ -27,6 +27,7 @@ from ltdi_peft.spec import (
     AdapterSpec,
     Factors,
     Site,
+    Sites,
     SpecMismatchError,
     check_adapter,
     require_fit,
@@ -35,7 +36,7 @@ from ltdi_peft.spec import (
 
 GAUGES = ("shared_a", "shared_start", "canonical", "reference")
 
-Stream = Callable[[], Iterable[Adapter]]
+Stream = Callable[[], Iterable[Sites]]
 """Training adapters, read lazily; every call starts a new pass over the same adapters in the same order."""
 
 # Below this ratio of A's singular values, ΔW determines B to fewer than two digits in float32.
@@ -85,7 +86,7 @@ class Frame:
         """Number of coordinates."""
         return (self.a.numel() if self.weight_a else 0) + self.b.numel()
 
-    def coordinates(self, adapter: Adapter, where: str) -> Float[Tensor, " dim"]:
+    def coordinates(self, adapter: Sites, where: str) -> Float[Tensor, " dim"]:
         """Float64 coordinates of the adapter's site, brought into the gauge; refuses what does not fit."""
         a, b = site_factors(adapter, self.site, where)
         if self.gauge == "shared_a":
@@ -214,12 +215,12 @@ def require_gauge(gauge: str, start: Adapter | None) -> None:
         )
 
 
-def require_spec_sites(adapter: Adapter, spec: AdapterSpec, where: str) -> None:
+def require_spec_sites(adapter: Sites, spec: AdapterSpec, where: str) -> None:
     """Raise BrokenAdapterError unless `adapter` has exactly the spec's sites."""
     require_sites({site.name for site in spec.sites}, set(adapter), where)
 
 
-def site_factors(adapter: Adapter, site: Site, where: str) -> Factors:
+def site_factors(adapter: Sites, site: Site, where: str) -> Factors:
     """(A, B) of one site, if they are finite and have the shapes of the spec. Touches no other site.
 
     Raises BrokenAdapterError that names `where`, the site and the factor.
