@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ltdi_peft.command import Command
 from ltdi_peft.exchange_commands import EXCHANGE
+from ltdi_peft.serve_command import SERVE
 from ltdi_peft.terminal import Answer, table
 
 # ---- calibrate, collect, train, evaluate, plan
@@ -259,5 +260,6 @@ COMMANDS = (
         evaluate_recipe,
         overrides=True,
     ),
+    SERVE,
     *EXCHANGE,
 )

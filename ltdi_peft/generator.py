@@ -159,7 +159,7 @@ class Generator(nn.Module, ModelHubMixin):
             raise ValueError(f"generate() takes a list of prompts, got one text: [{prompts!r}] is meant.")
         conditions = self.encode_prompts(prompts, base)
         tokens = self.tokens(conditions, seed=seed, guidance_scale=guidance_scale, steps=steps)
-        similarity, nearest = (conditions.to(self.conditions) @ self.conditions.mT).max(1)
+        similarity, nearest = self.similarities(conditions).max(1)
         out = []
         for index, prompt in enumerate(prompts):
             adapter, clamped = self.clamp(self.codec.decode(tokens[index]))
@@ -178,6 +178,10 @@ class Generator(nn.Module, ModelHubMixin):
             )
             out.append(GeneratedAdapter(self.spec, adapter, provenance, clamped))
         return out
+
+    def similarities(self, conditions: Float[Tensor, "prompt condition"]) -> Float[Tensor, "prompt task"]:
+        """Cosines of the conditions with those of the training tasks."""
+        return conditions.to(self.conditions) @ self.conditions.mT
 
     def clamp(self, adapter: Adapter) -> tuple[Adapter, tuple[str, ...]]:
         """B scaled so that ‖ΔW‖ of each site lies in the training range; and the sites where it did not.
