@@ -1,4 +1,4 @@
-# make demo: the whole way on the real model.   make test: lint, types, every test.
+# make demo: the whole way on the real model.   make test: lint, types, every test.   make docs: docs/ as a site, in site/.
 # TORCH_INDEX names a package index to take PyTorch's CPU build from.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,12 +6,7 @@ RECIPE ?= recipes/demo.yaml
 TORCH_INDEX ?=
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt
 
-# Gradio 6.31 asks for pillow<13, so pip would not put it beside the pinned Pillow 13, with which it works: it and
-# what it needs are installed by name.
-PAGE = brotli fastapi gradio gradio_client groovy hf-gradio httpcore httpx opentelemetry-api orjson pydub \
-       python-multipart pytz safehttpx semantic-version starlette tomlkit uvicorn
-
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 demo: $(VENV)/.installed
 	$(VENV)/bin/ltdi collect $(RECIPE)
 	$(VENV)/bin/accelerate launch --config_file recipes/accelerate/one.yaml recipes/train_generator.py $(RECIPE)
@@ -25,6 +20,10 @@ lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
+# The variable silences a notice that Material for MkDocs has a successor.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
 # torch goes first and pinned: a bare requirement would take a CUDA build of several GB.
 $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,8 +33,11 @@ $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --editable '.[test]'
-	$(PIP) --no-deps $(PAGE)
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

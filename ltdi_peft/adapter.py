@@ -243,6 +243,13 @@ def set_adapter_weights(model: PeftModel, adapter: Adapter, adapter_name: str = 
             live[name][1].copy_(b)
 
 
+def refuse_merged(model: PeftModel, adapter_name: str = "default") -> None:
+    """ValueError for an adapter that is merged into the base weights: other factors would not reach them."""
+    layers = lora_layers(model, adapter_name).values()
+    if any(adapter_name in layer.merged_adapters for layer in layers):
+        raise ValueError(f"adapter {adapter_name!r} is merged into the base weights; unmerge it first.")
+
+
 def lora_config(spec: AdapterSpec) -> LoraConfig:
     """A fresh LoraConfig that selects the spec's sites on its base model."""
     _refuse_unsupported(spec.config, f"adapter for {spec.base_model}")

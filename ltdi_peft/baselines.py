@@ -8,7 +8,7 @@ Idea: a rival is only worth beating at its best, so each has its choices made on
 import hashlib
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -75,7 +75,11 @@ def with_noise_like(codec: AdapterCodec, mean: Adapter, like: Adapter, seed: str
 class NearestTask:
     """The stored adapter of the training task whose prompts are nearest to the one asked for."""
 
-    def __init__(self, data: TrainingSet, runs: Sequence[Trajectory]) -> None:
+    def __init__(
+        self, data: TrainingSet, runs: Sequence[Trajectory], move: Callable[[Adapter], Adapter] | None = None
+    ) -> None:
+        """move: what is done to an adapter before it answers; None: nothing."""
+        self.move = move or (lambda adapter: adapter)
         self.conditions = functional.normalize(data.conditions.mean(1), dim=-1)
         by_task: dict[str, Trajectory] = {}
         for run in sorted(runs, key=lambda run: run.seed):
@@ -85,7 +89,7 @@ class NearestTask:
     def adapters(self, conditions: Float[Tensor, "prompt condition"]) -> list[Adapter]:
         """One a prompt; equal answers are one object."""
         index = nearest_conditions(conditions, self.conditions).tolist()
-        made = {i: final_adapter(self.runs[i]) for i in set(index)}
+        made = {i: self.move(final_adapter(self.runs[i])) for i in set(index)}
         return [made[i] for i in index]
 
 

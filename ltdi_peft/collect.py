@@ -107,6 +107,7 @@ def recipe_suite(recipe: Recipe) -> TaskSuite:
     """The recipe's tasks, cut to the domains and numbers it asks for."""
     about = recipe.suite
     suite = load_suite(about.source, about.split_file)
+    suite = suite if about.fold is None else suite.fold(about.fold)
     suite = suite.only(about.domains, about.match)
     counts = {
         "train": about.train,
@@ -120,6 +121,7 @@ def recipe_suite(recipe: Recipe) -> TaskSuite:
 def collect(recipe: Recipe, *, bench: Bench | None = None, progress: bool = True) -> TrajectoryStore:
     """Train and record what is missing; return the store of the training tasks.
 
+    `recipe`: as `ltdi_peft.config.load_recipe` reads it. `bench`: suite and base model, if loaded already.
     Under `accelerate launch` the runs are split over the processes; the shared start is trained by the main
     one. Raises ValueError, before the base model is loaded, for a suite that cannot be trained on and for an
     `output` that holds runs of other settings.

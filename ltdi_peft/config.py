@@ -53,6 +53,7 @@ class SuiteConfig:
     split_file: str | None = None
     domains: tuple[str, ...] = ()  # only tasks of these; empty: all
     match: tuple[str, ...] = ()  # only task names like one of these, e.g. "*/*/brackets"; empty: all
+    fold: int | None = None  # the fold whose domains are the unseen ones; None: as the split file has it
     train: int | None = None
     validation: int | None = None
     unseen_tasks: int | None = None
@@ -235,6 +236,8 @@ class TrainConfig:
     checkpoint_every: int = 500
     log_every: int = 25
     log_with: str | None = "tensorboard"
+    # Further steps of the shared start on all tasks; generated differences are added to the result. 0: none.
+    origin_steps: int = 0
     encoded: str | None = None  # a file of `ltdi encode` to train from, without store, codec fit and gate
     task_loss: TaskLossConfig = TaskLossConfig()
 
@@ -245,6 +248,7 @@ class TrainConfig:
         at_least("batch_size", self.batch_size, self.units)
         for key in ("validate_every", "checkpoint_every", "log_every"):
             at_least(key, vars(self)[key], 1)
+        at_least("origin_steps", self.origin_steps, 0)
         positive("learning_rate", self.learning_rate)
         share("ema", self.ema)
         share("warmup", self.warmup)

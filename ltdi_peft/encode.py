@@ -32,10 +32,17 @@ from ltdi_peft.gauge import (
     require_spec_sites,
     site_frames,
 )
-from ltdi_peft.spec import Adapter, AdapterSpec, BrokenAdapterError
-from ltdi_peft.subspace import StreamingSubspace, fit_bases, one_pass, require_same_count
+from ltdi_peft.spec import Adapter, AdapterSpec, BrokenAdapterError, Sites
+from ltdi_peft.subspace import (
+    StreamingSubspace,
+    fit_bases,
+    one_pass,
+    require_same_count,
+    site_groups,
+)
 
 FORMAT_VERSION = 1
+ORIGIN_VERSION = 2  # of a codec that counts from an origin
 HEADER = "ltdi_codec"  # the one key of the file's metadata; its value is JSON
 BASIS_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 CPU = torch.device("cpu")
@@ -64,26 +71,29 @@ class _Row:
         return torch.cholesky_solve(inner, self.gram).mT / self.scale
 
 
-def _row(
-    frame: Frame, basis: Tensor | None, used: int, scale: float, device: torch.device, dtype: torch.dtype
-) -> _Row:
-    frame = frame.to(device, dtype)
-    if basis is None:
-        return _Row(frame, None, None, used, scale)
-    exact = basis.double()
-    gram = torch.linalg.cholesky(exact @ exact.mT)
-    return _Row(frame, basis.to(device, dtype), gram.to(device, dtype), used, scale)
-
-
 class _TokenEnergy:
-    """Sums ‖token‖² of one site over a pass."""
+    """Sums ‖token‖² of one site over a pass. A basis is some MB: read once for `TOGETHER` adapters."""
 
     def __init__(self, row: _Row) -> None:
         self.row = row
-        self.energy = 0.0
+        self._energy = 0.0
+        self._waiting: list[Tensor] = []
 
     def add(self, x: Float[Tensor, " dim"]) -> None:
-        self.energy += float(self.row.tokens(x[None]).double().square().sum())
+        self._waiting.append(x)
+        if len(self._waiting) == TOGETHER:
+            self._measure()
+
+    def _measure(self) -> None:
+        if self._waiting:
+            self._energy += float(self.row.tokens(torch.stack(self._waiting)).double().square().sum())
+            self._waiting.clear()
+
+    @property
+    def energy(self) -> float:
+        """Of all that was added."""
+        self._measure()
+        return self._energy
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,14 +110,16 @@ class AdapterCodec:
     energy_kept: Float[
         Tensor, " site"
     ]  # share of the training coordinates' energy that the width keeps, 0 … 1
+    origin: Adapter | None = None  # gauge `shared_a`: what tokens are counted from; None: the start
     frames: tuple[Frame, ...] = field(init=False, repr=False)
     _placed: dict[tuple[torch.device, torch.dtype], tuple[_Row, ...]] = field(
         default_factory=dict, init=False, repr=False
     )
+    _grams: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         require_gauge(self.gauge, self.start)
-        frames = site_frames(self.spec, self.gauge, self.start, self.block_weights)
+        frames = site_frames(self.spec, self.gauge, self.start, self.block_weights, self.origin)
         object.__setattr__(self, "frames", frames)
 
     @classmethod
@@ -127,10 +139,10 @@ class AdapterCodec:
 
         start: θ_0 in the shared gauges, the reference in gauge `reference`, None in `canonical`. width:
         numbers per token; None: as many as the widest site has coordinates, for an exact inverse.
-        memory_budget: bytes of buffers at a time; less means more passes (the result, width · coordinates
-        numbers a site, comes on top). basis_dtype: "float16" halves the codec. Raises ValueError for an
-        unknown gauge, a stream that is empty or cannot be repeated, adapters that do not fit `spec`, a budget
-        too small for one site.
+        memory_budget: bytes of buffers at a time; less means more passes, each of which asks the adapters for
+        its own sites alone (the result, width · coordinates numbers a site, comes on top). basis_dtype:
+        "float16" halves the codec. Raises ValueError for an unknown gauge, a stream that is empty or cannot
+        be repeated, adapters that do not fit `spec`, a budget too small for one site.
         """
         require_gauge(gauge, start)
         _require_choices(spec, width, basis_dtype)
@@ -139,12 +151,12 @@ class AdapterCodec:
         frames = site_frames(spec, gauge, start, weights)
         subspaces = [StreamingSubspace(frame.dim, width or frame.dim) for frame in frames]
         bar = "codec" if progress else None
-        bases, kept, count = fit_bases(stream, spec, frames, subspaces, memory_budget, bar)
-        stored = tuple(None if basis is None else basis.to(BASIS_DTYPES[basis_dtype]) for basis in bases)
+        dtype = BASIS_DTYPES[basis_dtype]
+        bases, kept, count = fit_bases(stream, spec, frames, subspaces, memory_budget, bar, dtype)
         unit = torch.ones(len(frames))
         width = width or max(frame.dim for frame in frames)
-        codec = cls(spec, gauge, width, start, weights, stored, unit, unit)
-        kept = codec._measured(kept, subspaces, stream, count, bar)
+        codec = cls(spec, gauge, width, start, weights, tuple(bases), unit, unit)
+        kept = codec._measured(kept, subspaces, stream, count, memory_budget, bar)
         energy = torch.tensor([subspace.energy for subspace in subspaces], dtype=torch.float64)
         return codec._scaled(kept, energy, count)
 
@@ -154,18 +166,20 @@ class AdapterCodec:
         subspaces: Sequence[StreamingSubspace],
         stream: Stream,
         count: int,
+        memory_budget: int,
         bar: str | None,
     ) -> Float[Tensor, " site"]:
-        """`kept`, with what the merges dropped, missing in it so far, measured in one more pass."""
-        lossy = [i for i, subspace in enumerate(subspaces) if subspace.lost > 1e-6 * subspace.energy]
-        if not lossy:
-            return kept
-        rows = self._at(CPU, torch.float32)
-        meters = [_TokenEnergy(rows[i]) for i in lossy]
-        feeds = [(self.frames[i], meter.add) for i, meter in zip(lossy, meters, strict=True)]
-        require_same_count({count, one_pass(stream, self.spec, feeds, bar)})
+        """`kept`, with what the merges dropped, missing in it so far, measured in as many passes again."""
         kept = kept.clone()
-        kept[lossy] = torch.tensor([meter.energy for meter in meters], dtype=torch.float64)
+        # A basis and `TOGETHER` vectors are smaller than the buffers that the basis came from.
+        for group in site_groups(subspaces, self.spec, memory_budget):
+            lossy = [i for i in group if subspaces[i].lost > 1e-6 * subspaces[i].energy]
+            if not lossy:
+                continue
+            meters = [_TokenEnergy(self._encoding_row(i)) for i in lossy]
+            feeds = [(self.frames[i], meter.add) for i, meter in zip(lossy, meters, strict=True)]
+            require_same_count({count, one_pass(stream, self.spec, feeds, bar)})
+            kept[lossy] = torch.tensor([meter.energy for meter in meters], dtype=torch.float64)
         return kept
 
     def _scaled(
@@ -184,11 +198,11 @@ class AdapterCodec:
         used = torch.tensor([frame.dim if basis is None else len(basis) for frame, basis in sizes])
         return torch.arange(self.width) < used[:, None]
 
-    def encode(self, adapter: Adapter, where: str = "adapter") -> Float[Tensor, "site width"]:
+    def encode(self, adapter: Sites, where: str = "adapter") -> Float[Tensor, "site width"]:
         """Float32 tokens on the CPU. Raises ValueError, naming `where`, for an adapter that does not fit."""
         return self._encoded([(adapter, where)])[0]
 
-    def encode_many(self, adapters: Iterable[Adapter]) -> Float[Tensor, "adapter site width"]:
+    def encode_many(self, adapters: Iterable[Sites]) -> Float[Tensor, "adapter site width"]:
         """`encode` of each, up to rounding; at most `TOGETHER` adapters are in memory at a time.
 
         A basis is some MB a site: read once for many adapters instead of once for each.
@@ -197,15 +211,32 @@ class AdapterCodec:
         parts = [self._encoded(part) for part in iter(lambda: list(islice(named, TOGETHER)), [])]
         return torch.cat([torch.zeros(0, len(self.frames), self.width), *parts])
 
-    def _encoded(self, adapters: Sequence[tuple[Adapter, str]]) -> Float[Tensor, "adapter site width"]:
+    def _encoded(self, adapters: Sequence[tuple[Sites, str]]) -> Float[Tensor, "adapter site width"]:
         """Tokens of adapters, each with the words that name it in an error."""
         for adapter, where in adapters:
             require_spec_sites(adapter, self.spec, where)
         tokens = torch.zeros(len(adapters), len(self.frames), self.width)
-        for site, (row, frame) in enumerate(zip(self._at(CPU, torch.float32), self.frames, strict=True)):
+        for site, frame in enumerate(self.frames):
+            row = self._encoding_row(site)
             x = torch.stack([frame.coordinates(adapter, where) for adapter, where in adapters])
             tokens[:, site, : row.used] = row.tokens(x)
         return tokens
+
+    def _encoding_row(self, site: int) -> _Row:
+        """One site's float32 row. Not kept: all of them are twice the bytes of a float16 codec."""
+        if placed := self._placed.get((CPU, torch.float32)):
+            return placed[site]
+        with torch.inference_mode(False), torch.no_grad():
+            return self._row(site, self.frames[site], CPU, torch.float32)
+
+    def _row(self, site: int, frame: Frame, device: torch.device, dtype: torch.dtype) -> _Row:
+        basis, scale = self.bases[site], float(self.scale[site])
+        if basis is None:
+            return _Row(frame, None, None, frame.dim, scale)
+        if site not in self._grams:
+            exact = basis.double()
+            self._grams[site] = torch.linalg.cholesky(exact @ exact.mT)
+        return _Row(frame, basis.to(device, dtype), self._grams[site].to(device, dtype), len(basis), scale)
 
     def decode(self, tokens: Float[Tensor, "site width"]) -> Adapter:
         """The adapter of the tokens: float32, CPU, contiguous. decode(0) is the gauge's origin."""
@@ -239,9 +270,9 @@ class AdapterCodec:
         if (device, dtype) not in self._placed:
             # A tensor made in inference mode could not take part in a later backward pass.
             with torch.inference_mode(False), torch.no_grad():
-                used, scale = self.mask.sum(1).tolist(), self.scale.tolist()
-                parts = zip(self.frames, self.bases, used, scale, strict=True)
-                self._placed[device, dtype] = tuple(_row(*part, device, dtype) for part in parts)
+                frames = [frame.to(device, dtype) for frame in self.frames]
+                rows = [self._row(i, frame, device, dtype) for i, frame in enumerate(frames)]
+                self._placed[device, dtype] = tuple(rows)
         return self._placed[device, dtype]
 
     def save(self, path: Path | str) -> None:
@@ -253,7 +284,10 @@ class AdapterCodec:
                 table[f"{site.name}.basis"] = basis.contiguous()
             if self.start is not None:
                 table[f"{site.name}.lora_A"], table[f"{site.name}.lora_B"] = self.start[site.name]
-        about = {"format_version": FORMAT_VERSION, "gauge": self.gauge, "width": self.width}
+            if self.origin is not None:
+                table[f"{site.name}.origin_A"], table[f"{site.name}.origin_B"] = self.origin[site.name]
+        version = FORMAT_VERSION if self.origin is None else ORIGIN_VERSION
+        about = {"format_version": version, "gauge": self.gauge, "width": self.width}
         # One key only: safetensors writes several in the random order of a hash map.
         metadata = {HEADER: json.dumps({**about, "spec": self.spec.to_dict()}, sort_keys=True)}
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
@@ -269,15 +303,19 @@ class AdapterCodec:
                 f"{path}: this codec has gauge {header['gauge']!r}, expected {gauge!r}. Tokens of one gauge "
                 f"mean nothing in another: fit a codec with gauge {gauge!r}."
             )
-        spec, start = AdapterSpec.from_dict(header["spec"]), None
+        spec, start, origin = AdapterSpec.from_dict(header["spec"]), None, None
         try:
             if header["gauge"] != "canonical":
                 start = {s.name: (table[f"{s.name}.lora_A"], table[f"{s.name}.lora_B"]) for s in spec.sites}
+            if header["format_version"] == ORIGIN_VERSION:
+                origin = {
+                    s.name: (table[f"{s.name}.origin_A"], table[f"{s.name}.origin_B"]) for s in spec.sites
+                }
             scale, kept, weights = table["scale"], table["energy_kept"], table["block_weights"]
         except KeyError as error:
             raise ValueError(f"{path}: tensor {error} is missing. Fit the codec again.") from error
         bases = tuple(table.get(f"{site.name}.basis") for site in spec.sites)
-        codec = cls(spec, header["gauge"], header["width"], start, weights, bases, scale, kept)
+        codec = cls(spec, header["gauge"], header["width"], start, weights, bases, scale, kept, origin)
         for frame, basis in zip(codec.frames, bases, strict=True):
             if (frame.dim > codec.width) != (basis is not None):
                 raise ValueError(f"{path}: {frame.site.name}.basis is missing or not expected. Fit it again.")
@@ -316,9 +354,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path}: not a codec (its header has no {HEADER!r}); expected AdapterCodec.save's file."
         )
     header = json.loads(metadata[HEADER])
-    if header["format_version"] != FORMAT_VERSION:
+    if header["format_version"] not in (FORMAT_VERSION, ORIGIN_VERSION):
         raise ValueError(
-            f"{path}: codec format version {header['format_version']}, but this ltdi_peft reads version "
-            f"{FORMAT_VERSION}. Install the version that wrote it, or fit the codec again."
+            f"{path}: codec format version {header['format_version']}, but this ltdi_peft reads versions "
+            f"{FORMAT_VERSION} and {ORIGIN_VERSION}. Install the version that wrote it, or fit again."
         )
     return header, table

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from ltdi_peft.multi_task import (
     train_wide_multi_task_lora,
     widened,
 )
+from ltdi_peft.origin import moved, train_origin
 from ltdi_peft.prepare import TrainingSet, prepare, training_trajectories
 from ltdi_peft.protocol import METHODS, SHOTS, Protocol, digest, score_tasks
 from ltdi_peft.report import markdown
@@ -77,7 +79,7 @@ def evaluate(
     results: Path = Path("docs/results"),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Score the recipe's methods on its unseen tasks; write and return the result.
+    """Score the recipe's methods on its unseen tasks; write and return the result (docs/formats.md).
 
     Writes `<results>/<recipe.name>.json` and `.md`, and the figures it has data for into the folder
     `<results>/<recipe.name>`; without matplotlib a warning (UserWarning) says how to get them. The generator
@@ -116,10 +118,11 @@ def evaluate(
 
 
 def chosen_methods(recipe: Recipe) -> tuple[str, ...]:
-    """The recipe's methods in the table's order; base and oracle always (no gain without), and the start."""
+    """The recipe's methods in the table's order; base and oracle always (no gain without), start, origin."""
     if unknown := sorted(set(recipe.evaluate.methods) - set(METHODS)):
         raise ValueError(f"evaluate.methods names {unknown}; known methods are {list(METHODS)}.")
     always = {"base", "oracle"} | ({"start"} if recipe.collect.start == "multi_task" else set())
+    always |= {"origin"} if recipe.train.origin_steps else set()
     return tuple(name for name in METHODS if name in always | set(recipe.evaluate.methods))
 
 
@@ -165,10 +168,15 @@ def open_protocol(
         if name in methods:
             generators[name] = train_variant(recipe, bench, name, progress=progress)
             trials[name] = guidance_of(generators[name]) | variant_trials(recipe, name)
-    ridge = fit_ridge_rival(prepared.data, prepared.codec, generator)
+    ridge = fit_ridge_rival(prepared.data, generator.codec, generator)
     if "ridge" in methods:
         ridge, trials["ridge"] = tuned_ridge(ridge, bench, encoder)
-    fixed = {"base": bench.fresh, "start": runs[0].start(), "mean": mean_adapter(runs, recipe.collect.gauge)}
+    start, move = runs[0].start(), None
+    fixed = {"base": bench.fresh, "start": start, "mean": mean_adapter(runs, recipe.collect.gauge)}
+    if recipe.train.origin_steps:  # what answers from stored runs does so from where ours begins
+        origin, trials["origin"] = train_origin(bench, start, progress=progress)
+        move = partial(moved, start=start, origin=origin)
+        fixed |= {"origin": origin, "mean": move(fixed["mean"])}
     apart = {"multi_task_lora_4x": widened(bench)} if "multi_task_lora_4x" in methods else {}
     for name, train in MULTI_TASK.items():
         if name in methods:
@@ -176,10 +184,20 @@ def open_protocol(
     t2l = trained_t2l(bench, prepared.data, runs, encoder, methods, progress=progress)
     trials |= {name: tried for name, (_, tried) in t2l.items()}
     hypernetworks = {name: rival for name, (rival, _) in t2l.items()}
-    nearest, folder = NearestTask(prepared.data, runs), recipe.folder / "evaluation"
+    nearest, folder = NearestTask(prepared.data, runs, move), recipe.folder / "evaluation"
     made = (generators, fixed, apart, nearest, ridge, hypernetworks)
     return Protocol(
-        recipe, bench, methods, encoder, *made, tuple(runs), oracles, trials, folder, prepared.data
+        recipe,
+        bench,
+        methods,
+        encoder,
+        *made,
+        tuple(runs),
+        oracles,
+        trials,
+        folder,
+        prepared.data,
+        prepared.codec,
     )
 
 

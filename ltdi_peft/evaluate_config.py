@@ -72,6 +72,7 @@ class EvaluateConfig:
     wrong_prompts: int = 5  # other tasks whose prompt is given in the wrong-prompt control
     bootstrap: int = 2000  # resamples of the tasks
     multi_task_steps: int | None = None  # of the rival; None: as many examples as start and runs together
+    task_loss_steps: int = 150  # of ours+task_loss and task_loss; the rest is that of train.task_loss
     # Two sweeps on the validation tasks, left out when empty: numbers of sampling steps (of them, those that
     # a generator's chain has), and of training tasks that the linear prediction is fitted on.
     sampling_steps: tuple[int, ...] = ()
@@ -85,5 +86,6 @@ class EvaluateConfig:
     few_shot: FewShotConfig = FewShotConfig()
 
     def __post_init__(self) -> None:
+        at_least("task_loss_steps", self.task_loss_steps, 1)
         for key, least in (("sampling_steps", 1), ("training_tasks", 2)):
             at_least(f"least of {key}", min(vars(self)[key], default=least), least)

@@ -47,7 +47,8 @@ def count_flops(generator: Generator, bench: Bench) -> dict[str, float]:
         + recipe.train.task_loss.steps
         * recipe.train.task_loss.tasks
         * recipe.train.task_loss.examples
-        * upper,
+        * upper
+        + recipe.train.origin_steps * recipe.collect.multi_task.batch_size * upper,
         "generate": float(counted(lambda: generator.generate([prompt], base=bench.base))),
         "fine_tune_step": single.batch_size * (lower + passes(single) * upper),
     }

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ltdi_peft.collect import HELD_OUT
-from ltdi_peft.config import FitConfig
+from ltdi_peft.config import FitConfig, TaskLossConfig
 from ltdi_peft.evaluate import MULTI_TASK, chosen_methods
 from ltdi_peft.few_shot import ORIGINS, RATES
 from ltdi_peft.guidance import GUIDANCE, MEAN_SHARES, SCALE_EXAMPLES
@@ -22,7 +22,7 @@ from ltdi_peft.speed import Line, Speed
 from ltdi_peft.summary import UNSEEN
 from ltdi_peft.t2l import FOLDERS
 from ltdi_peft.task import Task
-from ltdi_peft.variants import VARIANTS
+from ltdi_peft.variants import TASK_LOSS, VARIANTS
 
 # Share of the work that more threads take part in: demo's collect takes 1.7 times as long on one as on two.
 PARALLEL = 0.82
@@ -119,13 +119,17 @@ class Forecast:
     def train(self, snapshots: int) -> float:
         """Codec, conditions, gate, steps, guidance."""
         recipe, validation = self.shapes.recipe, len(self.shapes.tasks("validation"))
-        about = recipe.train.task_loss
         gate = validation * self.scored(GATE_EXAMPLES, 4) if recipe.codec.gate > 0 else 0.0
-        tokens = about.steps * about.tasks * about.examples * self.shapes.rows.mean(0.5)
-        task_loss = self.through(self.speed.train, tokens) + about.steps * self.generated * about.tasks
-        steps = (recipe.train.steps + about.steps) * self.speed.step
+        steps = recipe.train.steps * self.speed.step + self.task_loss(recipe.train.task_loss)
         guidance = self.guided(validation, self.generated)
-        return self.codec(snapshots) + self.conditions() + gate + steps + task_loss + guidance
+        origin = self.multi_task("origin") if recipe.train.origin_steps else 0.0
+        return self.codec(snapshots) + self.conditions() + gate + origin + steps + guidance
+
+    def task_loss(self, about: TaskLossConfig) -> float:
+        """The second stage."""
+        tokens = about.steps * about.tasks * about.examples * self.shapes.rows.mean(0.5)
+        generated = about.steps * (self.generated * about.tasks + self.speed.step)
+        return self.through(self.speed.train, tokens) + generated
 
     def evaluate(self) -> float:
         """Rivals, then every unseen task with every adapter, in both contexts."""
@@ -145,6 +149,8 @@ class Forecast:
         variants = len(generators) * (
             recipe.train.steps * self.speed.step + self.guided(validation, self.generated)
         )
+        tuned = replace(recipe.train.task_loss, steps=about.task_loss_steps)
+        variants += len(set(TASK_LOSS) & set(methods)) * self.task_loss(tuned)
         decode = 4 * self.bases / MEMORY_RATE
         ridge = self.guided(validation, decode) if "ridge" in methods else 0.0
         rivals = sum(self.multi_task(name) for name in MULTI_TASK if name in methods)
@@ -161,6 +167,8 @@ class Forecast:
         steps = multi_task_steps(self.shapes)
         if name == "format_only":
             steps = config.steps
+        elif name == "origin":
+            steps = recipe.train.origin_steps
         elif name == "multi_task_lora_4x":
             steps += start_steps(recipe)
         rows = min(recipe.collect.rows, math.ceil(steps * config.batch_size / len(tasks)))
@@ -209,4 +217,5 @@ def multi_task_steps(shapes: Shapes) -> int:
     recipe = shapes.recipe
     single, multi = recipe.collect.single, recipe.collect.multi_task
     rule = math.ceil(shapes.training_runs * single.steps * single.batch_size / multi.batch_size)
+    rule += recipe.train.origin_steps
     return recipe.evaluate.multi_task_steps or rule

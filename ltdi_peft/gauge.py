@@ -6,6 +6,7 @@ coordinates x that are zero at the gauge's origin:
 
     gauge           origin        coordinates x of a site                         for adapters
     shared_a        θ_0           (B − B_0)·L,  L Lᵀ = scaling²·A Aᵀ              with one frozen A
+                    or an origin that θ_0 was trained into
     shared_start    θ_0           w_A·(A − A_0), w_B·(B − B_0)                    trained from one θ_0
     canonical       zero adapter  √scaling·(√S Vᵀ, U √S) of BA = U S Vᵀ           from anywhere
     reference       zero adapter  the same, rotated onto `start` (Procrustes)     from anywhere
@@ -26,6 +27,7 @@ from ltdi_peft.spec import (
     AdapterSpec,
     Factors,
     Site,
+    Sites,
     SpecMismatchError,
     check_adapter,
     require_fit,
@@ -34,7 +36,7 @@ from ltdi_peft.spec import (
 
 GAUGES = ("shared_a", "shared_start", "canonical", "reference")
 
-Stream = Callable[[], Iterable[Adapter]]
+Stream = Callable[[], Iterable[Sites]]
 """Training adapters, read lazily; every call starts a new pass over the same adapters in the same order."""
 
 # Below this ratio of A's singular values, ΔW determines B to fewer than two digits in float32.
@@ -84,7 +86,7 @@ class Frame:
         """Number of coordinates."""
         return (self.a.numel() if self.weight_a else 0) + self.b.numel()
 
-    def coordinates(self, adapter: Adapter, where: str) -> Float[Tensor, " dim"]:
+    def coordinates(self, adapter: Sites, where: str) -> Float[Tensor, " dim"]:
         """Float64 coordinates of the adapter's site, brought into the gauge; refuses what does not fit."""
         a, b = site_factors(adapter, self.site, where)
         if self.gauge == "shared_a":
@@ -123,14 +125,17 @@ def _metric_root(site: Site, a: Float[Tensor, "rank fan_in"]) -> Float[Tensor, "
     return site.scaling * torch.linalg.cholesky(a @ a.mT)
 
 
-def _frame(gauge: str, site: Site, start: Factors | None, weights: Float[Tensor, " 2"]) -> Frame:
-    """The coordinates of one site; `weights` = (w_A, w_B), of which shared_a uses none."""
+def _frame(
+    gauge: str, site: Site, start: Factors | None, weights: Float[Tensor, " 2"], origin: Factors | None
+) -> Frame:
+    """The coordinates of one site; `weights` = (w_A, w_B), of which shared_a uses none, `origin` it alone."""
     reference = balanced(*start) if start and gauge == "reference" else None
     if start is None or reference:
         start = torch.zeros(site.rank, site.fan_in), torch.zeros(site.fan_out, site.rank)
     a, b = start[0].double(), start[1].double()
     if gauge == "shared_a":
         root = _metric_root(site, a)
+        a, b = (factor.double() for factor in origin) if origin else (a, b)
         return Frame(gauge, site, a, b, 0.0, root, torch.linalg.inv(root))
     weight_a, weight_b = weights.tolist()
     eye = torch.eye(site.rank, dtype=torch.float64)
@@ -138,11 +143,19 @@ def _frame(gauge: str, site: Site, start: Factors | None, weights: Float[Tensor,
 
 
 def site_frames(
-    spec: AdapterSpec, gauge: str, start: Adapter | None, weights: Float[Tensor, "site 2"]
+    spec: AdapterSpec,
+    gauge: str,
+    start: Adapter | None,
+    weights: Float[Tensor, "site 2"],
+    origin: Adapter | None = None,
 ) -> tuple[Frame, ...]:
-    """The coordinates of every site, in the spec's order."""
-    starts = [start[site.name] if start else None for site in spec.sites]
-    return tuple(_frame(gauge, *parts) for parts in zip(spec.sites, starts, weights, strict=True))
+    """The coordinates of every site, in the spec's order.
+
+    origin: in `shared_a`, what the same differences in B, measured with the start's A, are counted from.
+    """
+    starts, origins = ([one[site.name] if one else None for site in spec.sites] for one in (start, origin))
+    parts = zip(spec.sites, starts, weights, origins, strict=True)
+    return tuple(_frame(gauge, *of_site) for of_site in parts)
 
 
 def block_weights(
@@ -202,12 +215,12 @@ def require_gauge(gauge: str, start: Adapter | None) -> None:
         )
 
 
-def require_spec_sites(adapter: Adapter, spec: AdapterSpec, where: str) -> None:
+def require_spec_sites(adapter: Sites, spec: AdapterSpec, where: str) -> None:
     """Raise BrokenAdapterError unless `adapter` has exactly the spec's sites."""
     require_sites({site.name for site in spec.sites}, set(adapter), where)
 
 
-def site_factors(adapter: Adapter, site: Site, where: str) -> Factors:
+def site_factors(adapter: Sites, site: Site, where: str) -> Factors:
     """(A, B) of one site, if they are finite and have the shapes of the spec. Touches no other site.
 
     Raises BrokenAdapterError that names `where`, the site and the factor.

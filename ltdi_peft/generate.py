@@ -53,13 +53,13 @@ def generate_adapter(
 ) -> PeftModel:
     """Generate an adapter for the task that `task_prompt` describes, and return the base model with it.
 
-    generator: a `Generator`, a folder or a Hub id (at `revision`); else `$LTDI_GENERATOR`, else the one in
-    the package, if it has one. base_model: a loaded model, which is wrapped in place; a `PeftModel`, which
-    gets one more adapter under `adapter_name`; a name or folder; None for the generator's own. tokenizer: of
-    a loaded model whose own name does not say where it is. examples: (input, answer) pairs that choose among
-    `num_candidates` candidates by their loss. guidance_scale: how far from the mean adapter; None is the
-    generator's own, chosen on validation tasks. seed: the same seed gives the same bytes. verify: the proof
-    of load.
+    `generator`: a `Generator`, a folder or a Hub id (at `revision`); else `$LTDI_GENERATOR`, else the one in
+    the package, if it has one. `base_model`: a loaded model, which is wrapped in place; a `PeftModel`, which
+    gets one more adapter under `adapter_name`; a name or folder; None for the generator's own. `tokenizer`:
+    of a loaded model whose own name does not say where it is. `examples`: (input, answer) pairs that choose
+    among `num_candidates` candidates, of seeds `seed`, `seed` + 1, …, by their loss. `guidance_scale`: how
+    far from the mean adapter; None is the generator's own, chosen on validation tasks. `verify`: the proof
+    of load. `device`, `dtype`, `load_in_4bit`: of a base model that is loaded here.
 
     Raises ValueError, before anything is changed, for an empty prompt, a name in use, candidates without
     examples or examples without candidates; SpecMismatchError for a base model of another architecture or

@@ -7,9 +7,19 @@ Idea: what a server or a hot swap needs; no base model is loaded to make or to s
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltdi_peft.adapter import Adapter, AdapterSpec, save_adapter_folder
+from peft import PeftModel
+
+from ltdi_peft.adapter import (
+    Adapter,
+    AdapterSpec,
+    refuse_merged,
+    require_same_spec,
+    save_adapter_folder,
+    set_adapter_weights,
+    spec_of,
+)
 from ltdi_peft.cards import adapter_card, write_card
-from ltdi_peft.provenance import Provenance, write_provenance
+from ltdi_peft.provenance import Provenance, note_provenance, write_provenance
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,19 @@ class GeneratedAdapter:
     def nearest_similarity(self) -> float:
         """Cosine of the prompt's condition and that task's."""
         return self.provenance.nearest_similarity
+
+    def swap_into(self, model: PeftModel, adapter_name: str = "default") -> PeftModel:
+        """Hot swap: overwrite an adapter that is on a model by this one, in place, in milliseconds.
+
+        The same model comes back; its parameters stay the same objects, so a compiled model stays compiled.
+        Of the proof of load only the checks that need no forward pass are made: same spec, shapes, all
+        finite. Raises SpecMismatchError, BrokenAdapterError, or ValueError for a merged adapter, before
+        anything is changed.
+        """
+        require_same_spec(self.spec, spec_of(model, adapter_name), f"hot swap of {adapter_name!r}")
+        refuse_merged(model, adapter_name)
+        set_adapter_weights(model, self.adapter, adapter_name)
+        return note_provenance(model, self.provenance, adapter_name)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """A PEFT folder with its page and provenance.json; the same adapter gives the same bytes."""

@@ -150,8 +150,9 @@ class Generator(nn.Module, ModelHubMixin):
         steps: int | None = None,
         base: Base | None = None,
     ) -> list[GeneratedAdapter]:
-        """One adapter a prompt; the same seed gives the same bytes.
+        """One adapter a prompt; the same seed gives the same bytes, in another batch up to rounding.
 
+        `steps`: fewer steps of the chain. `base`: only for a generator whose condition.encoder is `base`.
         Raises ValueError for an empty prompt, or for one text instead of a list.
         """
         if isinstance(prompts, str):

@@ -86,11 +86,12 @@ def import_adapters(
 ) -> list[dict[str, Any]]:
     """Import every plain LoRA of `source` that fits into the store; report on all of them.
 
-    source: a PEFT folder; a folder of Trainer's checkpoint-* folders (one trajectory, in step order); a
+    `source`: a PEFT folder; a folder of Trainer's checkpoint-* folders (one trajectory, in step order); a
     folder of such folders; a JSONL manifest of lines {"path", "task", "prompts", "domain", "step", "run"}; a
-    Hub repository id (owner/name, or owner/name@revision) or collection slug. task, prompts, domain: of what
-    is no manifest; task is the folder's or repository's name unless given. base_model: the one model that all
-    of them are for, where their configurations name it differently (a local path). dry_run: write nothing.
+    Hub repository id (owner/name, or owner/name@revision) or collection slug. `task`, `prompts`, `domain`: of
+    what is no manifest; the task is the folder's or repository's name unless given. `base_model`: the one
+    model that all of them are for, where their configurations name it differently (a local path). `dry_run`:
+    write nothing.
 
     Returns one row a candidate: path, task, step, run (its name in the store), status ("imported", in a dry
     run "fits"; "already there"; "does not fit") and reason. All runs of a store have one base model, the same

@@ -100,13 +100,13 @@ def shuffled(task: Task, rows: int, seed: int) -> Task:
 def multi_task_plan(bench: Bench, start: Adapter) -> dict[str, Any]:
     """From the shared start on, with every prompt in context.
 
-    `rule` is the number of further steps after which it has seen as many examples as the start and all single
-    runs together; evaluate.multi_task_steps may say another.
+    `rule` is the number of further steps after which it has seen as many examples as the start, all single
+    runs and the origin together; evaluate.multi_task_steps may say another.
     """
     recipe = bench.recipe
     single, multi = recipe.collect.single, recipe.collect.multi_task
     seen = len(bench.suite.split("train")) * recipe.collect.seeds * single.steps * single.batch_size
-    rule = math.ceil(seen / multi.batch_size)
+    rule = math.ceil(seen / multi.batch_size) + recipe.train.origin_steps
     steps = recipe.evaluate.multi_task_steps or rule
     return {
         **common_plan(bench, start, replace(multi, steps=steps, prompt_in_context=1.0)),

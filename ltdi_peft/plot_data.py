@@ -11,7 +11,7 @@ interval of a share, Wilson 1927.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -140,9 +140,10 @@ def map_runs(
 
 
 def chain_adapters(generator: Generator, conditions: Float[Tensor, "1 condition"]) -> list[Adapter]:
-    """What the chain of one prompt passes through, from its noise to its end."""
+    """What the chain of one prompt passes through, from its noise to its end, where the stored runs are."""
+    codec = replace(generator.codec, origin=None)
     with torch.no_grad():
-        return [generator.codec.decode(tokens[0]) for tokens in generator.token_path(conditions)]
+        return [codec.decode(tokens[0]) for tokens in generator.token_path(conditions)]
 
 
 def spread_out(items: Sequence[T], most: int) -> list[T]:

@@ -26,7 +26,7 @@ from ltdi_peft.encode import FORMAT_VERSION as CODEC_VERSION
 from ltdi_peft.encode import AdapterCodec, round_trip
 from ltdi_peft.encoded import Encoded, Runs, recipe_encoded
 from ltdi_peft.score import make_sheet, score
-from ltdi_peft.spec import Adapter, require_same_spec, site_norms
+from ltdi_peft.spec import Sites, require_same_spec, site_norms
 from ltdi_peft.store import Trajectory, TrajectoryStore
 from ltdi_peft.trajectory import replace_file
 
@@ -117,10 +117,10 @@ def fit_codec(recipe: Recipe, runs: Sequence[Trajectory], *, progress: bool = Fa
     Of all, not only of the local targets: more directions cost nothing, and what lies outside them is lost.
     """
 
-    def stream() -> Iterator[Adapter]:
+    def stream() -> Iterator[Sites]:
         for run in runs:
             for snapshot in run.snapshots:
-                yield run.adapter(snapshot)
+                yield run.mapped(snapshot)
 
     file = cache_file(recipe, runs, "codec")
     if not file.exists():
@@ -169,7 +169,7 @@ def encoded_targets(
     codec: AdapterCodec, runs: Sequence[Trajectory], k: int
 ) -> Float[Tensor, "run k site width"]:
     """Tokens of the k local targets of every run."""
-    tokens = codec.encode_many(run.adapter(s) for run in runs for s in run.local_targets(k))
+    tokens = codec.encode_many(run.mapped(s) for run in runs for s in run.local_targets(k))
     return tokens.view(len(runs), k, *tokens.shape[1:])
 
 

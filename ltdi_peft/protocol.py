@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from ltdi_peft.baselines import (
@@ -27,10 +28,11 @@ from ltdi_peft.batched import AdaptedBase, stack_adapters
 from ltdi_peft.collect import Bench
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe, to_dict
-from ltdi_peft.encode import round_trip
+from ltdi_peft.encode import AdapterCodec, round_trip
 from ltdi_peft.generator import Generator
 from ltdi_peft.kept import whole_lines
 from ltdi_peft.memorisation import nearest_distances, relative_errors
+from ltdi_peft.origin import moved
 from ltdi_peft.prepare import TrainingSet
 from ltdi_peft.score import chance, make_sheet, pick_shots, score
 from ltdi_peft.spec import Adapter
@@ -63,6 +65,14 @@ class Protocol:
     trials: dict[str, Any]
     folder: Path  # of the cached scores
     data: TrainingSet
+    codec: AdapterCodec  # of the stored runs, from the shared start; that of `ours` may count from an origin
+
+    def from_start(self, adapter: Adapter) -> Adapter:
+        """What begins at the origin, as it were from the shared start: there stored runs and oracles are."""
+        origin = self.fixed.get("origin")
+        if origin is None or not all(torch.equal(adapter[site][0], a) for site, (a, _) in origin.items()):
+            return adapter
+        return moved(adapter, origin, self.fixed["start"])
 
     def prompts(self, task: Task) -> list[str]:
         """The generator's prompt for each seed: held-out paraphrases in turn."""
@@ -117,6 +127,7 @@ METHODS: dict[str, Maker] = {
     "base": one_for_all("base"),
     "in_context": one_for_all("base"),
     "start": one_for_all("start"),
+    "origin": one_for_all("origin"),
     "format_only": one_for_all("format_only"),
     "multi_task_lora": one_for_all("multi_task_lora"),
     "multi_task_lora_4x": one_for_all("multi_task_lora_4x"),
@@ -128,9 +139,7 @@ METHODS: dict[str, Maker] = {
     **{name: generator_of(name) for name in VARIANTS},
     "ours": generator_of("ours"),
     "ours_wrong_prompt": lambda p, task: p.generated("ours", p.wrong_prompts(task)),
-    "oracle_codec": lambda p, task: [
-        round_trip(p.generators["ours"].codec, final_adapter(p.oracles[task.name]))
-    ],
+    "oracle_codec": lambda p, task: [round_trip(p.codec, final_adapter(p.oracles[task.name]))],
     "oracle": lambda p, task: [final_adapter(p.oracles[task.name])],
 }
 
@@ -221,8 +230,13 @@ def score_task(protocol: Protocol, task: Task, split: str) -> TaskScores:
         "no_prompt": accuracies(protocol, task, made, None),
     }
     others, same = wrong_tasks(bench.suite, task, evaluate_.wrong_prompts, protocol.recipe.seed)
-    finals = [made[name] for name in ("ours", "oracle") if name in made]
-    nearest = nearest_distances(bench.spec, [one for adapters in finals for one in adapters], protocol.stored)
+    alike = {
+        name: [protocol.from_start(one) for one in adapters]
+        for name, adapters in made.items()
+        if name not in (*SHOTS, *protocol.apart)
+    }
+    finals = [one for name in ("ours", "oracle") for one in alike.get(name, ())]
+    nearest = nearest_distances(bench.spec, finals, protocol.stored)
     return TaskScores(
         task=task.name,
         split=split,
@@ -231,7 +245,7 @@ def score_task(protocol: Protocol, task: Task, split: str) -> TaskScores:
         chance=chance(examples),
         accuracy=accuracy,
         nearest={"ours": nearest[:-1], "oracle": nearest[-1:]} if "ours" in made else {"oracle": nearest},
-        error=relative_errors(bench.spec, {m: made[m] for m in made if m not in (*SHOTS, *protocol.apart)}),
+        error=relative_errors(bench.spec, alike),
         wrong_tasks=[other.name for other in others],
         same_format=same,
     )

@@ -55,11 +55,11 @@ def push(
 ) -> Pushed:
     """Push an adapter, a generator or a trajectory store, with its page, in a private repository by default.
 
-    what: a `PeftModel` (its active adapter), a `GeneratedAdapter`, a `Generator`, a `TrajectoryStore`, or a
-    folder of one of them. repo_id: owner/name, or a name of yours. revision: a branch, created where it is
-    missing. overwrite: replace what the branch holds. base_model: the Hub id to name, for a base model
-    that was loaded from a folder. license: a Hub licence id for the page. store: the runs that the generator
-    was trained on, for an adapter's distance to the nearest of them.
+    `what`: a `PeftModel` (its active adapter), a `GeneratedAdapter`, a `Generator`, a `TrajectoryStore`, or a
+    folder of one of them. `repo_id`: owner/name, or a name of yours. `revision`: a branch, created where it
+    is missing. `overwrite`: replace what the branch holds. `base_model`: the Hub id to name, for a base model
+    that was loaded from a folder. `license`: a Hub licence id for the page. `store`: the runs that the
+    generator was trained on, for an adapter's distance to the nearest of them.
 
     Stores go to a dataset repository, without unfinished runs. Raises FileExistsError for a branch that holds
     files unless `overwrite`; FileNotFoundError for a folder of none of these; ValueError for a base model

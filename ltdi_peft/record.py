@@ -71,6 +71,10 @@ def record(
 ) -> Iterator[LoopRecording]:
     """Record a bare PyTorch or Accelerate loop: `with record(…) as run: … optimizer.step(); run.step(loss)`.
 
+    Call `run.step(loss, learning_rate)` after every optimiser step; both are optional, and a tensor `loss` is
+    waited for only where a snapshot is kept. `run.run_id` is the run's name in the store. `store`, `task`,
+    `schedule`, `snapshot_dtype` and `keep_examples` are those of `TrajectoryRecorder`.
+
     `total_steps` are the planned optimiser steps; a loop that leaves earlier ends the run there. With
     `start_step` > 0 the newest run of this task, seed and `about` goes on after that step. On an exception
     what was recorded is flushed and the run is marked "interrupted". `model` may be wrapped in DDP.
@@ -129,7 +133,13 @@ class TrajectoryRecorder(TrainerCallback):
         adapter_name: str = "default",
         keep_examples: bool = False,
     ) -> None:
-        """`seed` is the one of TrainingArguments unless given. The store is created on process zero only."""
+        """`store`: a folder, begun on process zero where there is none. `task`: what is trained.
+
+        `seed`: that of TrainingArguments unless given. `schedule`: which steps are kept, 16 equal parts
+        unless given. `snapshot_dtype`: float32 (exact) or float16 (lossy). `keep_examples`: write the
+        task's examples into the run, too. Raises UnsupportedAdapterError, when training begins, for a model
+        without adapters, sharded training (FSDP) and anything but plain LoRA.
+        """
         self._store = store
         self._task = task
         self._seed = seed

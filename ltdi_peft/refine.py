@@ -39,11 +39,11 @@ def refine(
 ) -> PeftModel:
     """Train one LoRA adapter of `model` on the examples, in place, and return the model.
 
-    examples: (input, answer) pairs. prompt: the task in a sentence, put in the model's context for half of
-    the examples; None for none. adapter_name: None is the active adapter. tokenizer: of a model whose name
-    does not say where it is. learning_rate: peak; linear to 0. The adapter is trained alone, A and B, without
-    LoRA dropout; everything else of the model is bit for bit what it was, its modes and gradient flags too.
-    The same seed gives the same bytes.
+    `examples`: (input, answer) pairs. `prompt`: the task in a sentence, put in the model's context for half
+    of the examples; None for none. `steps`: of AdamW, each on `batch_size` examples. `learning_rate`: peak;
+    linear to 0. `adapter_name`: None is the active adapter. `tokenizer`: of a model whose name does not say
+    where it is. The adapter is trained alone, A and B, without LoRA dropout; everything else of the model is
+    bit for bit what it was, its modes and gradient flags too. The same seed gives the same bytes.
 
     Raises ValueError, before anything is changed, for a model without adapters, an unknown or ambiguous
     adapter, no examples, 0 steps; UnsupportedAdapterError for anything but plain LoRA; BrokenAdapterError

@@ -8,6 +8,7 @@ tasks run their tasks' examples through the frozen base model, and the gradient 
 """
 
 import hashlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -126,6 +127,10 @@ class Session:
         self.average = [p.detach().clone() for p in self.network.parameters()]
         self.done = 0
         self.losses: list[tuple[int, float]] = []  # (step, mean over all processes), as logged
+        self.seconds = {
+            WEIGHT_SPACE: 0.0,
+            TASK_LOSS: 0.0,
+        }  # of each stage's steps, since this object was made
 
     @property
     def total(self) -> int:
@@ -267,7 +272,10 @@ class Session:
     def steps(self) -> Iterator[TrainStep]:
         """What is left to do, one step a yield."""
         while self.done < self.total:
-            yield self.step()
+            began = time.perf_counter()
+            step = self.step()
+            self.seconds[step.stage] += time.perf_counter() - began
+            yield step
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:

@@ -6,6 +6,7 @@ Idea: no list of layer names anywhere: the adapter itself says which linear laye
 Source: LoRA, arXiv:2106.09685 §4.1; rsLoRA's scaling, arXiv:2312.03732."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ Factors = tuple[Tensor, Tensor]
 """(A, B): A (rank, fan_in), B (fan_out, rank); float32, CPU, contiguous."""
 Adapter = dict[str, Factors]
 """Site name → factors. Keys are sorted; that order is the token order."""
+Sites = Mapping[str, Factors]
+"""An adapter whose sites may be read from a file when they are asked for, and again at every asking."""
 
 
 class BrokenAdapterError(ValueError):
@@ -45,7 +48,11 @@ class Site:
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """What an adapter sits on: the base model, the site table in token order, and PEFT's configuration."""
+    """What an adapter sits on: the base model, the site table in token order, and PEFT's configuration.
+
+    Each of `sites`, sorted by name, is one adapted linear layer: `name`, `fan_in`, `fan_out`, `rank`,
+    `alpha`, `scaling`. It adds ΔW = scaling · B A, with A (rank, fan_in) and B (fan_out, rank).
+    """
 
     base_model: str  # Hub id or local name, what goes to base_model_name_or_path
     sites: tuple[Site, ...]
@@ -105,11 +112,16 @@ def require_sites(expected: set[str], got: set[str], where: str) -> None:
         )
 
 
+def all_finite(weight: Tensor) -> bool:
+    """No NaN, no infinity. The extremes say so (NaN passes through), ten times faster than isfinite."""
+    return weight.numel() == 0 or all(math.isfinite(float(bound)) for bound in torch.aminmax(weight))
+
+
 def require_fit(weight: Tensor, shape: tuple[int, ...], where: str) -> None:
     """Raise BrokenAdapterError unless one factor has this shape and is finite."""
     if tuple(weight.shape) != shape:
         raise BrokenAdapterError(f"{where}: shape is {tuple(weight.shape)}, expected {shape}.")
-    if not torch.isfinite(weight).all():
+    if not all_finite(weight):
         bad = int((~torch.isfinite(weight)).sum())
         raise BrokenAdapterError(f"{where}: {bad} of {weight.numel()} values are NaN or infinite.")
 
@@ -142,7 +154,7 @@ def require_same_spec(expected: AdapterSpec, got: AdapterSpec, where: str) -> No
         )
     for key in ("rank", "alpha", "fan_in", "fan_out", "scaling"):
         for name, site in ours.items():
-            if (a := asdict(site)[key]) != (b := asdict(theirs[name])[key]):
+            if (a := vars(site)[key]) != (b := vars(theirs[name])[key]):
                 raise SpecMismatchError(
                     f"{where}: site {name} has {key} {b}, expected {a}. Use one LoraConfig for all."
                 )

@@ -19,6 +19,7 @@ from safetensors.torch import save
 
 from ltdi_peft.adapter import Adapter, AdapterSpec, check_adapter, require_same_spec
 from ltdi_peft.hub import download
+from ltdi_peft.spec import all_finite
 from ltdi_peft.task import Task
 from ltdi_peft.trajectory import (
     FINISHED,
@@ -75,7 +76,7 @@ class RunWriter:
         dtype = DTYPES[self._manifest["dtype"]]
         tensors = {name: weight.to(dtype).contiguous() for name, weight in tensors.items()}
         for name, weight in tensors.items():
-            if not torch.isfinite(weight).all():  # finite before the cast
+            if dtype != torch.float32 and not all_finite(weight):  # finite before the cast
                 raise ValueError(f"{where}: {name} overflows {self._manifest['dtype']}; record in float32.")
         path = self.path / snapshot_file(step)
         replace_file(path, save(tensors, metadata=snapshot_header(step, loss, learning_rate)))

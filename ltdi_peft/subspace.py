@@ -53,20 +53,25 @@ class StreamingSubspace:
         if self._filled == 0:
             self._rows = torch.empty(self.shape, dtype=torch.float64)
         if self._filled == len(self._rows):
-            energies, rows = self._strongest(self.keep)
-            self.lost += float(self._rows.square().sum() - energies.sum())
+            _, rows, lost = self._strongest(self.keep)
+            self.lost += lost
             self._filled = len(rows)
             self._rows[: self._filled] = rows
         self._rows[self._filled] = x
         self._filled += 1
 
-    def _strongest(self, count: int) -> tuple[Float[Tensor, " found"], Float[Tensor, "found dim"]]:
-        """Squared singular values, descending, and scaled right singular vectors, from the Gram matrix."""
+    def _strongest(self, count: int) -> tuple[Float[Tensor, " found"], Float[Tensor, "found dim"], float]:
+        """Squared singular values, descending, scaled right singular vectors, and the energy of the others.
+
+        From the Gram matrix, whose trace is the energy of all rows.
+        """
         rows = self._rows[: self._filled]
-        values, vectors = torch.linalg.eigh(rows @ rows.mT)
+        gram = rows @ rows.mT
+        values, vectors = torch.linalg.eigh(gram)
         values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
         found = values > RESOLVED**2 * values[0]
-        return values[found], vectors[:, found].mT @ rows
+        lost = float(gram.trace() - values[found].sum())
+        return values[found], vectors[:, found].mT @ rows, lost
 
     def basis(self) -> tuple[float, Float[Tensor, "found dim"] | None]:
         """Energy on, and at most `width` orthonormal rows (strongest first, largest entry > 0), or None.
@@ -75,14 +80,14 @@ class StreamingSubspace:
         """
         if self.shape[0] == 0:
             return self.energy, None
-        energies, rows = self._strongest(self.width)
+        energies, rows, _ = self._strongest(self.width)
         self._rows = self._rows.new_empty(0, self.shape[1])
         # QR restores the orthogonality that a Gram matrix loses for weak rows: 1e-16·(σ_1/σ_i)².
         q = torch.linalg.qr(rows.mT)[0].mT
         return float(energies.sum()), q.gather(1, q.abs().argmax(1, keepdim=True)).sign() * q
 
 
-def _groups(subspaces: Sequence[StreamingSubspace], spec: AdapterSpec, budget: int) -> list[list[int]]:
+def site_groups(subspaces: Sequence[StreamingSubspace], spec: AdapterSpec, budget: int) -> list[list[int]]:
     """Site numbers per pass, in order, so that the buffers of one pass fit into `budget` bytes."""
     groups, used = [[]], 0
     for number, subspace in enumerate(subspaces):
@@ -106,20 +111,21 @@ def fit_bases(
     subspaces: Sequence[StreamingSubspace],
     memory_budget: int,
     bar: str | None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[list[Tensor | None], Float[Tensor, " site"], int]:
-    """(basis or None for the identity, energy on it) per site, and the number of adapters.
+    """(basis as `dtype`, or None for the identity, energy on it) per site, and the number of adapters.
 
     Makes as many passes as keep their buffers within `memory_budget` bytes. Raises ValueError for a budget
     too small for one site, and for a stream that is empty or cannot be repeated.
     """
     bases, kept, counts = [], [], set()
-    for group in _groups(subspaces, spec, memory_budget):
+    for group in site_groups(subspaces, spec, memory_budget):
         counts.add(one_pass(stream, spec, [(frames[i], subspaces[i].add) for i in group], bar))
         require_same_count(counts)
         for i in group:
             energy, basis = subspaces[i].basis()
             kept.append(energy)
-            bases.append(None if basis is None else basis.float())
+            bases.append(None if basis is None else basis.to(dtype))
     return bases, torch.tensor(kept, dtype=torch.float64), counts.pop()
 
 

@@ -228,6 +228,8 @@ def _example_record(example: Example) -> list[Any] | dict[str, Any]:
 class TaskSuite:
     """Tasks by name, and for each split the ordered names of its tasks.
 
+    The splits are train, validation, unseen_tasks and unseen_domains; every task is in one.
+
     `folds` maps a domain to the number of the fold in which it is left out; `left_out` maps what was not
     loaded, or is deliberately in no split, to the reason; `calibration` maps a task to the accuracies that
     were measured before it was chosen, if they were. Raises ValueError for an empty suite, an unknown
@@ -324,6 +326,26 @@ class TaskSuite:
         return replace(
             self, tasks=tasks, splits=splits, folds={d: fold for d, fold in self.folds.items() if d in kept}
         )
+
+    def fold(self, number: int) -> "TaskSuite":
+        """The suite in which the domains of one fold are the unseen ones, with all their tasks.
+
+        Domains that are unseen in every other fold (those of fold 0) are left out, for they have no training
+        tasks. ValueError for a number that no domain has.
+        """
+        if number not in self.folds.values():
+            known = sorted(set(self.folds.values()))
+            raise ValueError(f"suite {self.name!r} has no fold {number}; its folds are {known}.")
+        unseen = {domain for domain, fold in self.folds.items() if fold == number}
+        splits = {
+            s: tuple(n for n in names if self.tasks[n].domain not in unseen)
+            for s, names in self.splits.items()
+        }
+        moved = tuple(n for names in self.splits.values() for n in names if self.tasks[n].domain in unseen)
+        splits["unseen_domains"] = moved
+        tasks = {n: self.tasks[n] for names in splits.values() for n in names}
+        folds = {task.domain: self.folds[task.domain] for task in tasks.values() if task.domain in self.folds}
+        return replace(self, tasks=tasks, splits=splits, folds=folds)
 
     def table(self) -> list[dict[str, Any]]:
         """One row a task: name, domain, family, split, number of examples, first prompt, first example.

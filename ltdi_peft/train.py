@@ -32,7 +32,8 @@ from ltdi_peft.generator import CONFIG_FILE, Generator, load_generator
 from ltdi_peft.generator_config import GeneratorConfig, shown_recipe
 from ltdi_peft.guidance import SCALE_EXAMPLES, best_guidance, choose_guidance
 from ltdi_peft.launch import on_cpu
-from ltdi_peft.prepare import prepare, require_kept, round_trip_gate
+from ltdi_peft.origin import at_origin, train_origin
+from ltdi_peft.prepare import Prepared, prepare, require_kept, round_trip_gate
 from ltdi_peft.resume import made_from, resume, save_point
 from ltdi_peft.session import Session as Session
 from ltdi_peft.spec import require_same_spec
@@ -54,6 +55,8 @@ def train_generator(
 ) -> Generator:
     """Train on the recipe's collected runs; write `<output>/generator` and `training.json` beside it.
 
+    `recipe`: a YAML file or a `Recipe`. `overrides`: `section.field=value`, for a file. `accelerator` and
+    `bench` (suite and base model) are made unless given. Under `accelerate launch` every process calls it.
     Goes on from the newest resume point of `<output>`; what is trained already is only read. Raises
     ValueError, before the base model is loaded, for a recipe without collected runs or with runs of another
     adapter, and GateError when the codec fails its round-trip gate.
@@ -108,13 +111,17 @@ def train_in(
         found = told(accelerator, lambda: round_trip_gate(bench, prepared.codec, held_out))
         require_kept(found, gate, prepared.codec)
         report["gate"] = found.to_dict()
+    encoded = prepared  # the validation tasks' own runs are counted from the shared start
+    if recipe.train.origin_steps:
+        prepared, report["origin"] = with_origin(bench, prepared, accelerator, progress=progress)
     session = Session(recipe, prepared, accelerator, bench)
     resume(session, folder / "checkpoints")
     judged = [task.name for task in bench.suite.split("validation")]
-    targets = validation_targets(recipe, prepared, held_out, judged)
+    targets = validation_targets(recipe, encoded, held_out, judged)
     validation = validation_set(targets, encoder, bench) if targets else None
     run_session(session, validation, folder / "checkpoints", progress=progress)
     report |= {"losses": session.losses, "final_loss": session.losses[-1][1]}
+    report["stage_seconds"] = session.seconds
     report |= validate(session, validation) if validation else {}
     generator = build_generator(session, bench, guidance=1.0, encoder=encoder)
     if targets:
@@ -126,6 +133,15 @@ def train_in(
         publish(generator, report, folder)
     accelerator.wait_for_everyone()
     return generator
+
+
+def with_origin(
+    bench: Bench, prepared: Prepared, accelerator: Accelerator, *, progress: bool
+) -> tuple[Prepared, dict[str, Any]]:
+    """What was prepared, counted from the origin, and how that was trained; by the main process, once."""
+    with accelerator.main_process_first():
+        origin, about = train_origin(bench, prepared.codec.start, progress=progress)
+    return at_origin(prepared, origin), about
 
 
 def told(accelerator: Accelerator, work: Callable[[], T]) -> T:

@@ -7,7 +7,7 @@ bytes. A snapshot holds "<site>.lora_A", "<site>.lora_B" and one metadata entry:
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ltdi_peft.adapter import Adapter, AdapterSpec, SpecMismatchError, check_adapter
+from ltdi_peft.spec import Factors, require_fit
 from ltdi_peft.task import Task
 
 FORMAT_VERSION = 1
@@ -68,6 +69,10 @@ class Trajectory:
         frozen = read_factors(self.start_path, list(self.frozen)) if self.frozen else {}
         return _pairs({**moving, **frozen}, self.spec, snapshot.path)
 
+    def mapped(self, snapshot: Snapshot) -> "StoredAdapter":
+        """`adapter`, of which a site is read and checked when it is asked for."""
+        return StoredAdapter(self, snapshot)
+
     def local_targets(self, k: int) -> tuple[Snapshot, ...]:
         """The k snapshots nearest to progress 1/k, 2/k, …, 1 (METHOD.md §2); of two as near, the earlier.
 
@@ -87,6 +92,42 @@ class Trajectory:
                 f"Record with Schedule.equal_parts({k}) or finer, or use fewer local targets."
             )
         return found
+
+
+class StoredAdapter(Mapping[str, Factors]):
+    """The adapter of a snapshot in its file: a pass that needs some sites reads those alone.
+
+    Nothing is held but the open files. Raises ValueError that names the file: at once for one that is missing
+    or truncated; for a factor that is missing, mis-shaped or not finite when its site is asked for.
+    """
+
+    def __init__(self, run: Trajectory, snapshot: Snapshot) -> None:
+        moving = snapshot.path, _opened(snapshot.path)
+        start = (run.start_path, _opened(run.start_path)) if run.frozen else moving
+        self._files = {name: start if name in run.frozen else moving for name in factor_names(run.spec)}
+        self._sites = {site.name: site for site in run.spec.sites}
+
+    def __getitem__(self, name: str) -> Factors:
+        site = self._sites[name]
+        return self._factor(name, "A", (site.rank, site.fan_in)), self._factor(
+            name, "B", (site.fan_out, site.rank)
+        )
+
+    def _factor(self, site: str, kind: str, shape: tuple[int, int]) -> Tensor:
+        name = f"{site}.lora_{kind}"
+        path, reader = self._files[name]
+        try:
+            weight = reader.get_tensor(name).to(torch.float32)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: {name} is missing ({error}).") from error
+        require_fit(weight, shape, f"{path}: site {site}, lora_{kind}")
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
 
 
 def run_row(run: Trajectory) -> dict[str, Any]:
@@ -142,11 +183,15 @@ def _pairs(tensors: dict[str, Tensor], spec: AdapterSpec, path: Path) -> Adapter
 
 def read_factors(path: Path, names: list[str]) -> dict[str, Tensor]:
     """Named tensors of a safetensors file, memory-mapped, as float32."""
+    with _opened(path) as reader:
+        if missing := sorted(set(names) - set(reader.keys())):
+            raise ValueError(f"{path}: {len(missing)} factors are missing, first {missing[0]}.")
+        return {name: reader.get_tensor(name).to(torch.float32) for name in names}
+
+
+def _opened(path: Path) -> safe_open:
     try:
-        with safe_open(path, framework="pt") as reader:
-            if missing := sorted(set(names) - set(reader.keys())):
-                raise ValueError(f"{path}: {len(missing)} factors are missing, first {missing[0]}.")
-            return {name: reader.get_tensor(name).to(torch.float32) for name in names}
+        return safe_open(path, framework="pt")
     except (SafetensorError, FileNotFoundError) as error:
         raise ValueError(
             f"{path} is missing or truncated ({error}). Move it away; the others stay readable."

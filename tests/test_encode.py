@@ -3,6 +3,7 @@
 import math
 import runpy
 import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -385,6 +386,53 @@ def test_the_stream_is_read_lazily():
     assert most <= 2  # the one in use, and the next one being made
 
 
+class Counting(Mapping):
+    """An adapter that notes which sites are asked for."""
+
+    def __init__(self, adapter, asked):
+        self.adapter, self.asked = adapter, asked
+
+    def __getitem__(self, site):
+        self.asked.append(site)
+        return self.adapter[site]
+
+    def __iter__(self):
+        return iter(self.adapter)
+
+    def __len__(self):
+        return len(self.adapter)
+
+
+@pytest.mark.parametrize(("count", "readings"), [(12, 1), (200, 2)])  # 200: merges lose, and are measured
+def test_a_pass_asks_for_its_own_sites_alone(count, readings):
+    whole, adapters = fitted("shared_start", width=4, count=count)
+    asked = []
+    most = max(StreamingSubspace(frame.dim, 4).bytes for frame in whole.frames)  # one site a pass
+    codec = AdapterCodec.fit(
+        lambda: (Counting(adapter, asked) for adapter in adapters),
+        SPEC,
+        START,
+        gauge="shared_start",
+        width=4,
+        memory_budget=most,
+    )
+    # Not of the first: beartype looks at the first item of every mapping that it checks.
+    for site in NAMES[1:]:
+        assert asked.count(site) == readings * count
+    assert_close(codec.bases, whole.bases, rtol=0, atol=0)
+    assert_close(codec.scale, whole.scale, rtol=0, atol=0)
+    assert_close(codec.energy_kept, whole.energy_kept, rtol=0, atol=0)
+
+
+def test_encoding_keeps_no_second_copy_of_the_bases():
+    codec, adapters = fitted("shared_start", width=4, basis_dtype="float16")
+    before = codec.encode_many(adapters)
+    assert codec._placed == {}
+    codec.decode(before[0])  # now they are there
+    assert codec._placed != {}
+    assert torch.equal(codec.encode_many(adapters), before)
+
+
 def test_streaming_buffers_are_bounded():
     subspace = StreamingSubspace(300, 8)
     for x in torch.randn(1000, 300, generator=seeded(1), dtype=torch.float64):
@@ -577,8 +625,10 @@ def test_broken_files_are_refused(tmp_path):
     codec.save(path)
     rewritten(path)
     assert AdapterCodec.load(path).width == 4  # control: rewriting alone breaks nothing
-    rewritten(path, lambda header: header.replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(ValueError, match=r"codec.safetensors: codec format version 2.*reads version 1"):
+    rewritten(path, lambda header: header.replace('"format_version": 1', '"format_version": 3'))
+    with pytest.raises(
+        ValueError, match=r"codec.safetensors: codec format version 3.*reads versions 1 and 2"
+    ):
         AdapterCodec.load(path)
     for name, message in (("scale", "'scale' is missing"), (f"{NAMES[0]}.basis", "q_proj.basis is missing")):
         codec.save(path)

@@ -11,7 +11,7 @@ from ltdi_peft.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def block(language, text=README):
@@ -68,10 +68,10 @@ def test_readme_is_one_screen():
 def test_commands_are_targets_that_ci_calls():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     first_run = make_commands(README)
-    assert first_run == [["demo"], ["test"]]
+    assert first_run == [["demo"], ["test"], ["docs"]]
     assert {command[0] for command in first_run} <= targets
     in_ci = make_commands((ROOT / ".ci" / "run").read_text())
-    assert sorted(command[0] for command in in_ci) == ["demo", "test"]
+    assert sorted(command[0] for command in in_ci) == ["demo", "docs", "test"]
 
 
 def test_commands_of_ltdi_exist():

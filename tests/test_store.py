@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from ltdi_peft.adapter import AdapterSpec, Site, SpecMismatchError
 from ltdi_peft.store import FORMAT_VERSION, TrajectoryStore
@@ -117,6 +118,43 @@ def test_a_frozen_factor_is_stored_once(store):
         start(store, frozen=FROZEN).write(10, make_adapter(10))
     with pytest.raises(ValueError, match=r"frozen factors \['x'\] do not exist"):
         start(store, frozen=("x",))
+
+
+def test_a_mapped_adapter_is_the_adapter(store):
+    def moved(step):
+        return {site: (make_adapter(0)[site][0], b) for site, (_, b) in make_adapter(step).items()}
+
+    for frozen, adapter in (((), make_adapter(10)), (FROZEN, moved(10))):
+        writer = start(store, frozen=frozen)
+        writer.write(10, adapter)
+        run = store.trajectory(writer.run_id)
+        mapped = run.mapped(run.snapshots[0])
+        assert_same_adapter(mapped, adapter)
+        assert len(mapped) == 2
+        with pytest.raises(KeyError, match="nowhere"):
+            mapped["nowhere"]
+
+
+def test_a_mapped_adapter_reads_and_checks_only_what_is_asked_for(store):
+    write_run(store)
+    (run,) = store.trajectories()
+    snapshot = run.snapshots[0]
+    data = bytearray(snapshot.path.read_bytes())
+    data[-4:] = b"\x00\x00\xc0\x7f"  # float32 NaN, in the last site
+    snapshot.path.write_bytes(data)
+    mapped = run.mapped(snapshot)
+    assert torch.equal(mapped["layers.0.q_proj"][0], make_adapter(10)["layers.0.q_proj"][0])
+    with pytest.raises(
+        ValueError, match=r"step-00000010\.safetensors: site layers\.1\.q_proj, lora_B: 1 of .*NaN"
+    ):
+        mapped["layers.1.q_proj"]
+    snapshot.path.write_bytes(save({"layers.0.q_proj.lora_A": torch.zeros(2, 8)}))
+    mapped = run.mapped(snapshot)
+    with pytest.raises(ValueError, match=r"step-00000010\.safetensors: layers\.1\.q_proj\.lora_A is missing"):
+        mapped["layers.1.q_proj"]
+    snapshot.path.unlink()
+    with pytest.raises(ValueError, match=r"step-00000010\.safetensors is missing or truncated"):
+        run.mapped(snapshot)
 
 
 def test_runs_that_share_a_start_store_it_once(store):

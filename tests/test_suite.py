@@ -222,6 +222,25 @@ def test_folds_leave_every_domain_out_once(suite):
     assert max(Counter(suite.folds.values()).values()) <= 3
 
 
+@pytest.mark.parametrize("number", [0, 1, 6])
+def test_a_fold_makes_its_domains_unseen(suite, number):
+    fold = suite.fold(number)
+    unseen = {domain for domain, n in suite.folds.items() if n == number}
+    assert {task.domain for task in fold.split("unseen_domains")} == unseen
+    everything = {name for name, task in suite.tasks.items() if task.domain in unseen}
+    assert set(fold.splits["unseen_domains"]) == everything
+    for split in ("train", "validation", "unseen_tasks"):
+        expected = tuple(name for name in suite.splits[split] if suite[name].domain not in unseen)
+        assert fold.splits[split] == expected
+    assert set(fold.folds) == {task.domain for task in fold.tasks.values()}
+    assert (fold.splits == suite.splits) == (number == 0)
+
+
+def test_an_unknown_fold_is_named(suite):
+    with pytest.raises(ValueError, match=r"no fold 7; its folds are \[0, 1, 2, 3, 4, 5, 6\]"):
+        suite.fold(7)
+
+
 def test_round_robin_survives_uneven_domains():
     cells = [
         Cell(d, q, f, f)

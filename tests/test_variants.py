@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_bench import collected
 
-from ltdi_peft.config import LOSSES
+from ltdi_peft.config import LOSSES, TaskLossConfig
 from ltdi_peft.session import Session
 from ltdi_peft.variants import VARIANTS, gradient_steps, train_variant, variant_recipe, variant_trials
 
@@ -38,7 +38,7 @@ def trained(bench):
 
 
 def test_there_is_a_variant_of_every_loss_with_and_without_reptile():
-    assert {*VARIANTS} == {*LOSSES, *(f"{loss}+reptile" for loss in LOSSES)}
+    assert {*VARIANTS} == {*LOSSES, *(f"{loss}+reptile" for loss in LOSSES), "ours+task_loss", "task_loss"}
 
 
 def test_a_name_says_all_that_differs(bench):
@@ -65,6 +65,26 @@ def test_gradient_steps_are_those_of_the_recipe(bench, steps, inner, meta):
     ours = replace(recipe, meta=replace(recipe.meta, method="reptile"))
     assert variant_recipe(ours, "vanilla").train.steps == gradient_steps(ours) == steps * inner
     assert variant_recipe(ours, "vanilla+reptile").train.steps == steps
+
+
+def test_task_loss_is_a_second_stage_or_the_only_one(bench):
+    about = TaskLossConfig(tasks=2, examples=2)
+    recipe = replace(
+        bench.recipe,
+        train=replace(bench.recipe.train, task_loss=about),
+        evaluate=replace(bench.recipe.evaluate, task_loss_steps=4),
+    )
+    second, alone = (variant_recipe(recipe, name) for name in ("ours+task_loss", "task_loss"))
+    assert second.diffusion == recipe.diffusion
+    assert (second.train.steps, second.train.task_loss) == (recipe.train.steps, replace(about, steps=4))
+    assert (alone.diffusion.centre, alone.train.steps) == ("mean", 0)
+    assert alone.train.task_loss == replace(about, steps=4, weight_space=0.0)
+
+    made = train_variant(recipe, bench, "task_loss", progress=False)
+    torch.testing.assert_close(made.predicted_centre(made.conditions), made.mean.expand(5, -1, -1))
+    told = variant_trials(recipe, "task_loss")
+    assert (told["steps"], told["task_loss_steps"]) == (0, 4)
+    assert told["seconds"]["weights"] == 0 < told["seconds"]["task_loss"]
 
 
 def test_as_many_gradients_are_computed_as_are_told(bench, trained):

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Everything that a GPU should run, in stages of under ten minutes each; what a stage prints and measures goes to $OUT.
+#
+#   OUT=results benchmarks/gpu.sh                              all stages
+#   OUT=results STAGES="many wire" benchmarks/gpu.sh           some of them
+#   OUT=results TINY=1 DEVICE=cpu benchmarks/gpu.sh            a try on a CPU, a few minutes
+#
+# Resumable: a stage that ended well leaves $OUT/STAGE.done and is not run again; a failed one does not stop the
+# others, and the exit status is the number of failed ones. PYTHON names the interpreter, GENERATOR a generator's
+# folder (runs/demo/generator), START the adapter that the runs of `many` begin with (default: a fresh one).
+set -u
+cd "$(dirname "$0")/.."
+: "${OUT:?names the folder that results go to}" "${PYTHON:=python}" "${DEVICE:=cuda}" "${TINY:=}"
+: "${STAGES:=many many_float32 generation codec store wire recorder}"
+: "${GENERATOR:=runs/demo/generator}" "${START:=}" "${STORE:=runs/demo/trajectories}"
+LIMIT=590 # seconds of a stage
+mkdir -p "$OUT"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+start=(${START:+--start "$START"})
+if [ -n "$TINY" ]; then
+    many=(--tasks 2 --examples 4 --collect.single.steps=2 --collect.rows=8) batches=(1 2) widths=(8)
+    store=(--gigabytes 0.01 --layers 2 --width 8) recorder=(--pairs 1 --steps 2 --settings trainer)
+else
+    many=(--tasks 8) batches=(1 32 100) widths=(16 64 128) store=(--gigabytes 20) recorder=()
+fi
+
+bench() { # name, script, its options
+    local name=$1 script=$2
+    shift 2
+    timeout "$LIMIT" "$PYTHON" "benchmarks/$script" "$@" --device "$DEVICE" --out "$OUT/$name.json"
+}
+
+stage_many() { bench many_at_once many_at_once.py "${many[@]}" "${start[@]}"; }
+stage_many_float32() { bench many_at_once_float32 many_at_once.py "${many[@]}" --base.dtype=float32 "${start[@]}"; }
+stage_generation() { bench generation generation.py "$GENERATOR" --batches "${batches[@]}"; }
+stage_codec() { timeout "$LIMIT" "$PYTHON" benchmarks/codec_error.py "$STORE" --widths "${widths[@]}"; }
+stage_store() { bench large_store large_store.py --folder "$OUT" "${store[@]}"; }
+stage_wire() { bench wire wire.py; }
+stage_recorder() { timeout "$LIMIT" "$PYTHON" benchmarks/recorder_overhead.py "${recorder[@]}"; }
+
+failed=0
+for stage in $STAGES; do
+    if ! declare -F "stage_$stage" >/dev/null; then
+        echo "unknown stage $stage" >&2
+        exit 64
+    fi
+    [ -e "$OUT/$stage.done" ] && continue
+    began=$SECONDS
+    if "stage_$stage" >"$OUT/$stage.txt" 2>"$OUT/$stage.err"; then
+        touch "$OUT/$stage.done"
+        echo "$stage: done in $((SECONDS - began)) s"
+    else
+        echo "$stage: FAILED with status $? after $((SECONDS - began)) s, see $OUT/$stage.err" >&2
+        failed=$((failed + 1))
+    fi
+done
+exit "$failed"

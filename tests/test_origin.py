@@ -1,0 +1,103 @@
+"""The origin: differences are learned from one start and added to another that was trained on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_bench import collected
+
+from ltdi_peft.collect import shared_start
+from ltdi_peft.condition import PromptEncoder
+from ltdi_peft.evaluate import evaluate
+from ltdi_peft.generator import load_generator
+from ltdi_peft.multi_task import multi_task_plan
+from ltdi_peft.origin import at_origin, moved, train_origin
+from ltdi_peft.prepare import prepare
+from ltdi_peft.spec import site_norms
+from ltdi_peft.train import train_generator
+
+
+def with_origin(bench, steps):
+    recipe = replace(bench.recipe, train=replace(bench.recipe.train, origin_steps=steps))
+    return replace(bench, recipe=recipe)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return with_origin(collected(tmp_path_factory.mktemp("origin")), 4)
+
+
+@pytest.fixture(scope="module")
+def origin(bench):
+    return train_origin(bench, shared_start(bench, progress=False), progress=False)[0]
+
+
+@pytest.fixture(scope="module")
+def prepared(bench):
+    names = [task.name for task in bench.suite.split("train")]
+    return prepare(bench.recipe, PromptEncoder("base", base=bench.base), names)
+
+
+def test_tokens_are_the_same_differences_counted_from_the_origin(bench, prepared, origin):
+    start, tokens = shared_start(bench, progress=False), prepared.data.tokens[0, -1]
+    there = at_origin(prepared, origin)
+    assert there.data is prepared.data
+    decoded, expected = there.codec.decode(tokens), moved(prepared.codec.decode(tokens), start, origin)
+    nothing = there.codec.decode(torch.zeros_like(tokens))
+    for site, factors in expected.items():
+        torch.testing.assert_close(decoded[site], factors)
+        torch.testing.assert_close(nothing[site], origin[site])
+        assert not torch.equal(origin[site][1], start[site][1]), "the origin was trained"
+
+
+def test_every_training_adapter_is_inside_the_range_of_norms(prepared, origin):
+    there = at_origin(prepared, origin)
+    for tokens in prepared.data.tokens:
+        for site, norm in site_norms(there.codec.spec, there.codec.decode(tokens[-1])).items():
+            low, high = there.norm_range[site]
+            assert low <= norm <= high
+    assert there.norm_range != prepared.norm_range
+
+
+def test_moving_back_and_forth_gives_the_adapter_again(bench, prepared, origin):
+    start, adapter = shared_start(bench, progress=False), prepared.codec.decode(prepared.data.tokens[0, -1])
+    back = moved(moved(adapter, start, origin), origin, start)
+    for site, factors in adapter.items():
+        torch.testing.assert_close(back[site], factors)
+
+
+def test_it_is_made_once_and_another_number_of_steps_is_refused(bench, origin):
+    start = shared_start(bench, progress=False)
+    again, about = train_origin(bench, start, progress=False)
+    assert all(torch.equal(a, b) for site in origin for a, b in zip(origin[site], again[site], strict=True))
+    assert about["steps"] == 4
+    with pytest.raises(ValueError, match=r"origin was trained with another \['examples', 'fit'\]"):
+        train_origin(with_origin(bench, 5), start, progress=False)
+
+
+def test_only_where_all_runs_share_a(bench):
+    canonical = replace(bench.recipe, collect=replace(bench.recipe.collect, gauge="canonical"))
+    with pytest.raises(ValueError, match=r"origin_steps is 4, but collect\.gauge is 'canonical'"):
+        train_origin(replace(bench, recipe=canonical), None, progress=False)
+
+
+def test_the_rival_sees_as_many_examples_more(bench):
+    start = shared_start(bench, progress=False)
+    rules = [multi_task_plan(with_origin(bench, steps), start)["rule"] for steps in (0, 4)]
+    assert rules[1] - rules[0] == 4
+
+
+def test_generator_and_table_begin_at_the_origin(bench, origin, tmp_path):
+    about = replace(bench.recipe.evaluate, methods=("mean", "ridge", "nearest", "ours", "oracle_codec"))
+    bench = replace(bench, recipe=replace(bench.recipe, evaluate=about))
+    generator = train_generator(bench.recipe, bench=bench, progress=False)
+    written = load_generator(bench.recipe.generator_folder)
+    for codec in (generator.codec, written.codec):
+        for site, factors in codec.decode(torch.zeros_like(generator.mean)).items():
+            torch.testing.assert_close(factors, origin[site])
+    result = evaluate(bench.recipe, bench=bench, generator=generator, results=tmp_path, progress=False)
+    assert list(result["methods"])[:3] == ["base", "start", "origin"]
+    assert result["trials"]["origin"]["steps"] == 4
+    for row in result["per_task"].values():  # distances are those of the same difference from the start
+        assert row["error"]["origin"] == pytest.approx(row["error"]["start"], rel=1e-4)
+        assert row["error"]["ours"] < 1 < row["error"]["base"] + 1e-6
