@@ -78,5 +78,6 @@ def variant_trials(recipe: Recipe, name: str) -> dict[str, Any]:
     variant = variant_recipe(recipe, name)
     inner = variant.meta.inner_steps if variant.meta.method == "reptile" else 1
     steps = {"steps": variant.train.steps, "inner_steps": inner, "gradient_steps": gradient_steps(variant)}
-    report = read_json(recipe.folder / "variants" / name / REPORT_FILE)
-    return steps | {"task_loss_steps": variant.train.task_loss.steps, "seconds": report["stage_seconds"]}
+    file = recipe.folder / "variants" / name / REPORT_FILE
+    seconds = read_json(file).get("stage_seconds") if file.is_file() else None  # None: made elsewhere
+    return steps | {"task_loss_steps": variant.train.task_loss.steps, "seconds": seconds}

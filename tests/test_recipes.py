@@ -34,7 +34,9 @@ def test_a_recipe_loads_and_says_how_to_run_it(path, tmp_path, monkeypatch):
         monkeypatch.setenv("LTDI_CACHE", str(cached_bigbench(tmp_path, BIGBENCH_SPLITS)))
     assert not Path(recipe.output).is_absolute()
     suite = recipe_suite(recipe)
-    assert all(suite.split(split) for split in ("train", "validation", "unseen_tasks"))
+    assert suite.split("train")
+    assert suite.split("validation")
+    assert suite.split("unseen_tasks") or suite.split("unseen_domains")
     assert path.read_text().startswith("# "), "a recipe begins with its command, machine and time"
 
 
