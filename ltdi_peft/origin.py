@@ -15,7 +15,7 @@ import torch
 from ltdi_peft.collect import Bench
 from ltdi_peft.config import FitConfig
 from ltdi_peft.multi_task import Trained, common_plan, made_once
-from ltdi_peft.prepare import Prepared
+from ltdi_peft.prepare import Prepared, least_and_largest
 from ltdi_peft.spec import Adapter, site_norms
 
 FOLDER = "origin"
@@ -52,5 +52,4 @@ def at_origin(prepared: Prepared, origin: Adapter) -> Prepared:
     codec = replace(prepared.codec, origin=origin)
     with torch.no_grad():
         norms = [site_norms(codec.spec, codec.decode(tokens[-1])) for tokens in prepared.data.tokens]
-    ranges = {site: (min(n[site] for n in norms), max(n[site] for n in norms)) for site in norms[0]}
-    return replace(prepared, codec=codec, norm_range=ranges)
+    return replace(prepared, codec=codec, norm_range=least_and_largest(norms))

@@ -217,7 +217,11 @@ def fit_centre(data: TrainingSet, config: DiffusionConfig) -> Centre:
 
 def norm_range(runs: Sequence[Trajectory]) -> dict[str, tuple[float, float]]:
     """Least and largest ‖ΔW‖ of each site over the final adapters."""
-    norms = [site_norms(run.spec, run.adapter(run.snapshots[-1])) for run in runs]
+    return least_and_largest([site_norms(run.spec, run.adapter(run.snapshots[-1])) for run in runs])
+
+
+def least_and_largest(norms: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """Of each site, over adapters."""
     return {site: (min(n[site] for n in norms), max(n[site] for n in norms)) for site in norms[0]}
 
 

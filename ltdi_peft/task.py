@@ -300,10 +300,14 @@ class TaskSuite:
                     f"in {split!r}; ask for 0 to that many."
                 )
         splits = {s: names[: limits.get(s, len(names))] for s, names in self.splits.items()}
+        return self._with_splits(splits)
+
+    def _with_splits(self, splits: Mapping[str, tuple[str, ...]]) -> "TaskSuite":
+        """The suite of the tasks that `splits` names, with their domains' folds."""
         tasks = {n: self.tasks[n] for names in splits.values() for n in names}
         domains = {task.domain for task in tasks.values()}
         folds = {domain: fold for domain, fold in self.folds.items() if domain in domains}
-        return replace(self, tasks=tasks, splits=splits, folds=folds)
+        return replace(self, tasks=tasks, splits=dict(splits), folds=folds)
 
     def only(self, domains: Sequence[str] = (), match: Sequence[str] = ()) -> "TaskSuite":
         """The suite cut to some domains and to names that match a pattern such as "animals/*/brackets".
@@ -342,10 +346,7 @@ class TaskSuite:
             for s, names in self.splits.items()
         }
         moved = tuple(n for names in self.splits.values() for n in names if self.tasks[n].domain in unseen)
-        splits["unseen_domains"] = moved
-        tasks = {n: self.tasks[n] for names in splits.values() for n in names}
-        folds = {task.domain: self.folds[task.domain] for task in tasks.values() if task.domain in self.folds}
-        return replace(self, tasks=tasks, splits=splits, folds=folds)
+        return self._with_splits({**splits, "unseen_domains": moved})
 
     def table(self) -> list[dict[str, Any]]:
         """One row a task: name, domain, family, split, number of examples, first prompt, first example.
