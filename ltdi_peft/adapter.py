@@ -194,7 +194,12 @@ def live_factors(model: PeftModel, adapter_name: str = "default") -> dict[str, t
 
 def read_adapter(model: PeftModel, adapter_name: str = "default") -> Adapter:
     """A copy on the CPU in float32: PEFT's own state dict is a view of the live weights. No Hub look-up."""
-    return {name: (_detached(a), _detached(b)) for name, (a, b) in live_factors(model, adapter_name).items()}
+    return copy_of(live_factors(model, adapter_name))
+
+
+def copy_of(live: dict[str, tuple[Tensor, Tensor]]) -> Adapter:
+    """`live_factors` as they are now: a copy on the CPU in float32."""
+    return {name: (_detached(a), _detached(b)) for name, (a, b) in live.items()}
 
 
 def _detached(weight: Tensor) -> Tensor:

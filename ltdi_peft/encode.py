@@ -32,6 +32,7 @@ from ltdi_peft.gauge import (
     require_spec_sites,
     site_frames,
 )
+from ltdi_peft.int8 import packed, unpacked
 from ltdi_peft.spec import Adapter, AdapterSpec, BrokenAdapterError, Sites
 from ltdi_peft.subspace import (
     StreamingSubspace,
@@ -43,6 +44,7 @@ from ltdi_peft.subspace import (
 
 FORMAT_VERSION = 1
 ORIGIN_VERSION = 2  # of a codec that counts from an origin
+PACKED_VERSION = 3  # of one whose bases are stored in 8 bits, with or without an origin
 HEADER = "ltdi_codec"  # the one key of the file's metadata; its value is JSON
 BASIS_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 CPU = torch.device("cpu")
@@ -111,6 +113,7 @@ class AdapterCodec:
         Tensor, " site"
     ]  # share of the training coordinates' energy that the width keeps, 0 … 1
     origin: Adapter | None = None  # gauge `shared_a`: what tokens are counted from; None: the start
+    int8: bool = False  # bases are stored in 8 bits (int8.py), and hold no more than that
     frames: tuple[Frame, ...] = field(init=False, repr=False)
     _placed: dict[tuple[torch.device, torch.dtype], tuple[_Row, ...]] = field(
         default_factory=dict, init=False, repr=False
@@ -281,12 +284,14 @@ class AdapterCodec:
         table = {"scale": self.scale, "energy_kept": self.energy_kept, "block_weights": self.block_weights}
         for site, basis in zip(self.spec.sites, self.bases, strict=True):
             if basis is not None:
-                table[f"{site.name}.basis"] = basis.contiguous()
+                one = {f"{site.name}.basis": basis.contiguous()}
+                table |= packed(one) if self.int8 else one
             if self.start is not None:
                 table[f"{site.name}.lora_A"], table[f"{site.name}.lora_B"] = self.start[site.name]
             if self.origin is not None:
                 table[f"{site.name}.origin_A"], table[f"{site.name}.origin_B"] = self.origin[site.name]
         version = FORMAT_VERSION if self.origin is None else ORIGIN_VERSION
+        version = PACKED_VERSION if self.int8 else version
         about = {"format_version": version, "gauge": self.gauge, "width": self.width}
         # One key only: safetensors writes several in the random order of a hash map.
         metadata = {HEADER: json.dumps({**about, "spec": self.spec.to_dict()}, sort_keys=True)}
@@ -307,7 +312,7 @@ class AdapterCodec:
         try:
             if header["gauge"] != "canonical":
                 start = {s.name: (table[f"{s.name}.lora_A"], table[f"{s.name}.lora_B"]) for s in spec.sites}
-            if header["format_version"] == ORIGIN_VERSION:
+            if f"{spec.sites[0].name}.origin_A" in table:
                 origin = {
                     s.name: (table[f"{s.name}.origin_A"], table[f"{s.name}.origin_B"]) for s in spec.sites
                 }
@@ -315,7 +320,8 @@ class AdapterCodec:
         except KeyError as error:
             raise ValueError(f"{path}: tensor {error} is missing. Fit the codec again.") from error
         bases = tuple(table.get(f"{site.name}.basis") for site in spec.sites)
-        codec = cls(spec, header["gauge"], header["width"], start, weights, bases, scale, kept, origin)
+        stored = spec, header["gauge"], header["width"], start, weights, bases, scale, kept, origin
+        codec = cls(*stored, int8=header["format_version"] == PACKED_VERSION)
         for frame, basis in zip(codec.frames, bases, strict=True):
             if (frame.dim > codec.width) != (basis is not None):
                 raise ValueError(f"{path}: {frame.site.name}.basis is missing or not expected. Fit it again.")
@@ -354,9 +360,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path}: not a codec (its header has no {HEADER!r}); expected AdapterCodec.save's file."
         )
     header = json.loads(metadata[HEADER])
-    if header["format_version"] not in (FORMAT_VERSION, ORIGIN_VERSION):
+    if header["format_version"] not in (FORMAT_VERSION, ORIGIN_VERSION, PACKED_VERSION):
         raise ValueError(
             f"{path}: codec format version {header['format_version']}, but this ltdi_peft reads versions "
-            f"{FORMAT_VERSION} and {ORIGIN_VERSION}. Install the version that wrote it, or fit again."
+            f"{FORMAT_VERSION} to {PACKED_VERSION}. Install the version that wrote it, or fit again."
         )
-    return header, table
+    try:
+        return header, unpacked(table)
+    except KeyError as error:
+        raise ValueError(f"{path}: tensor {error} is missing. Fit the codec again.") from error

@@ -35,6 +35,7 @@ from ltdi_peft.generated import GeneratedAdapter as GeneratedAdapter
 from ltdi_peft.generator_config import GeneratorConfig as GeneratorConfig
 from ltdi_peft.generator_config import card_text
 from ltdi_peft.hub import download, full_id, require_hub_base, upload
+from ltdi_peft.int8 import packed, unpacked
 from ltdi_peft.provenance import Provenance, weights_digest
 from ltdi_peft.spec import site_norms
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
@@ -204,10 +205,9 @@ class Generator(nn.Module, ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         folder = Path(save_directory)
-        dtype = torch.float16 if self.config.shrunk else torch.float32
         state = self.state_dict().items()
-        weights = {key: weight.detach().to("cpu", dtype).contiguous() for key, weight in state}
-        replace_file(folder / WEIGHTS_FILE, save(weights))
+        weights = {key: weight.detach().to("cpu", torch.float32).contiguous() for key, weight in state}
+        replace_file(folder / WEIGHTS_FILE, save(packed(weights) if self.config.shrunk else weights))
         self.codec.save(folder / CODEC_FILE)
         if self.scores is not None:
             replace_file(folder / EVALUATION_FILE, json_bytes(self.scores))
@@ -280,7 +280,7 @@ def load_generator(folder: Path) -> Generator:
     config = GeneratorConfig.from_dict(read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     codec = AdapterCodec.load(folder / CODEC_FILE)
     try:
-        weights = load_file(folder / WEIGHTS_FILE)
+        weights = unpacked(load_file(folder / WEIGHTS_FILE))
         buffers = {name: weights.pop(name) for name in BUFFERS}
         generator = Generator(config, codec, **buffers)  # pyright: ignore[reportArgumentType]  # BUFFERS are its names
         generator.denoiser.load_state_dict({key.removeprefix("denoiser."): w for key, w in weights.items()})

@@ -37,9 +37,7 @@ class GeneratorConfig:
     norm_range: dict[str, tuple[float, float]]  # ‖ΔW‖ per site over the training adapters, least and most
     recipe: dict[str, Any]
     format_version: int = FORMAT_VERSION
-    shrunk: dict[str, Any] | None = (
-        None  # from which width, and the error; weights are then stored as float16
-    )
+    shrunk: dict[str, Any] | None = None  # from which width, and the error; matrices are then int8
 
     @classmethod
     def from_dict(cls, table: dict[str, Any], where: str) -> "GeneratorConfig":
@@ -110,7 +108,7 @@ adapter near the mean one or a wrong one; generated adapters are to be evaluated
 """
 
 SHRUNK = """
-Shrunk from {from_width} to {width} numbers a site, in 16 bits: what it generates moved by {error:.1%} of its
+Shrunk from {from_width} to {width} numbers a site, in 8 bits: what it generates moved by {error:.1%} of its
 way from the shared start (mean over {prompts} prompts that had no part in choosing what is kept).
 """
 

@@ -79,15 +79,15 @@ def record(
     `start_step` > 0 the newest run of this task, seed and `about` goes on after that step. On an exception
     what was recorded is flushed and the run is marked "interrupted". `model` may be wrapped in DDP.
     """
-    require_recordable(model, adapter_name)
+    found = require_recordable(model, adapter_name)
     recording = None
     if _is_writer():
         opened = store if isinstance(store, TrajectoryStore) else TrajectoryStore(store)
         plan = RunPlan(opened, task, schedule, snapshot_dtype, adapter_name, keep_examples)
         if start_step:
-            recording = plan.resume(model, seed, total_steps, start_step, about or {})
+            recording = plan.resume(found, seed, total_steps, start_step, about or {})
         else:
-            recording = plan.begin(model, seed, total_steps, about or {})
+            recording = plan.begin(found, seed, total_steps, about or {})
     run = LoopRecording(recording, start_step)
     try:
         yield run
@@ -171,7 +171,7 @@ class TrajectoryRecorder(TrainerCallback):
         if self._recording is not None:
             self._recording.interrupt("train() was called again before it ended")
         self._forget_run()
-        require_recordable(model, self._settings[2])
+        found = require_recordable(model, self._settings[2])
         if not state.is_world_process_zero:
             return
         store = self._store if isinstance(self._store, TrajectoryStore) else TrajectoryStore(self._store)
@@ -179,9 +179,9 @@ class TrajectoryRecorder(TrainerCallback):
         seed = args.seed if self._seed is None else self._seed
         about = {"output_dir": str(Path(args.output_dir or ".").resolve())}
         if state.global_step:
-            self._recording = plan.resume(model, seed, state.max_steps, state.global_step, about)
+            self._recording = plan.resume(found, seed, state.max_steps, state.global_step, about)
         else:
-            self._recording = plan.begin(model, seed, state.max_steps, about)
+            self._recording = plan.begin(found, seed, state.max_steps, about)
 
     def on_pre_optimizer_step(
         self,

@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from ltdi_peft.adapter import UnsupportedAdapterError, live_factors, read_adapter, spec_of
+from ltdi_peft.adapter import UnsupportedAdapterError, copy_of, live_factors, spec_of
 from ltdi_peft.store import RunWriter, TrajectoryStore
 from ltdi_peft.task import Task
 
@@ -158,6 +158,14 @@ class Recording:
 
 
 @dataclass(frozen=True)
+class Recordable:
+    """A model that can be recorded, and its factors: found by one walk over all modules, which takes long."""
+
+    model: PeftModel
+    live: dict[str, tuple[Tensor, Tensor]]  # of `live_factors`
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """What a recorder is told before the run: where to write what, about which task."""
 
@@ -168,28 +176,25 @@ class RunPlan:
     adapter_name: str
     keep_examples: bool
 
-    def begin(self, model: nn.Module, seed: int, planned_steps: int, about: dict[str, Any]) -> Recording:
+    def begin(self, found: Recordable, seed: int, planned_steps: int, about: dict[str, Any]) -> Recording:
         """Start a run; its θ_0 is the adapter as it is now."""
-        peft_model = require_recordable(model, self.adapter_name)
-        live = live_factors(peft_model, self.adapter_name)
         writer = self.store.start_run(
-            spec_of(peft_model, self.adapter_name),
+            spec_of(found.model, self.adapter_name),
             self.task,
             seed=seed,
-            start=read_adapter(peft_model, self.adapter_name),
+            start=copy_of(found.live),
             planned_steps=planned_steps,
-            frozen=_untrained(live),
+            frozen=_untrained(found.live),
             dtype=self.snapshot_dtype,
             about={**about, "started_at": now(), "host": platform.node()},
             keep_examples=self.keep_examples,
         )
-        return Recording(writer, live, self.schedule, planned_steps)
+        return Recording(writer, found.live, self.schedule, planned_steps)
 
     def resume(
-        self, model: nn.Module, seed: int, planned_steps: int, from_step: int, about: dict[str, Any]
+        self, found: Recordable, seed: int, planned_steps: int, from_step: int, about: dict[str, Any]
     ) -> Recording:
         """Go on after step `from_step` with the newest run of this task and seed and these `about` values."""
-        peft_model = require_recordable(model, self.adapter_name)
         runs = self.store.find_runs(self.task.name, seed, **about)
         if not runs:
             raise ValueError(
@@ -198,10 +203,9 @@ class RunPlan:
                 "without the recorder."
             )
         newest = max(runs, key=lambda run: run.about["started_at"])
-        spec = spec_of(peft_model, self.adapter_name)
+        spec = spec_of(found.model, self.adapter_name)
         writer = self.store.resume_run(newest.run_id, from_step, spec=spec, planned_steps=planned_steps)
-        live = live_factors(peft_model, self.adapter_name)
-        return Recording(writer, live, self.schedule, planned_steps)
+        return Recording(writer, found.live, self.schedule, planned_steps)
 
 
 def _untrained(live: dict[str, tuple[Tensor, Tensor]]) -> tuple[str, ...]:
@@ -213,7 +217,7 @@ def _untrained(live: dict[str, tuple[Tensor, Tensor]]) -> tuple[str, ...]:
     )
 
 
-def require_recordable(model: nn.Module, adapter_name: str = "default") -> PeftModel:
+def require_recordable(model: nn.Module, adapter_name: str = "default") -> Recordable:
     """The `PeftModel` inside DDP and torch.compile, or UnsupportedAdapterError. Call it on every process.
 
     Refuses what `live_factors` refuses, and sharded training by name.
@@ -231,8 +235,7 @@ def require_recordable(model: nn.Module, adapter_name: str = "default") -> PeftM
             f"only a PeftModel can be recorded, got {type(model).__name__}. Wrap the base model with "
             "peft.get_peft_model, or give the trainer a peft_config."
         )
-    live_factors(model, adapter_name)
-    return model
+    return Recordable(model, live_factors(model, adapter_name))
 
 
 def now() -> str:

@@ -57,17 +57,26 @@ def save_point(session: Session, folder: Path) -> None:
     accelerator.wait_for_everyone()
 
 
-def resume(session: Session, folder: Path) -> None:
-    """Go on from the newest complete resume point, if any. ValueError names what has changed since."""
+def newest_point(folder: Path, made: dict[str, Any]) -> Path | None:
+    """The newest complete resume point; ValueError names in what it differs from `made`."""
     complete = sorted(folder.glob(f"step-*/{PROGRESS_FILE}"))
     if not complete:
-        return
-    point, about = complete[-1].parent, read_json(complete[-1])
-    if changed := differing(about["made_from"], made_from(session.recipe, session.prepared)):
+        return None
+    point = complete[-1].parent
+    if changed := differing(read_json(complete[-1])["made_from"], made):
         raise ValueError(
             f"{point} was made with other {changed}. Remove {folder} to train again, or give the run another "
             f"`output`."
         )
+    return point
+
+
+def resume(session: Session, folder: Path) -> None:
+    """Go on from the newest complete resume point, if any. ValueError names what has changed since."""
+    point = newest_point(folder, made_from(session.recipe, session.prepared))
+    if point is None:
+        return
+    about = read_json(point / PROGRESS_FILE)
     session.accelerator.load_state(str(point))
     average = load_file(point / average_file(session))
     for index, mean in enumerate(session.average):

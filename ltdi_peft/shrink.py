@@ -3,7 +3,8 @@
 In: a trained `Generator`, conditions of its training prompts, bytes.  Out: a `Generator` of a narrower width.
 Idea: the codec holds every direction of the training runs, what the generator makes lies in far fewer. Per
 site the strongest directions of the generated tokens become the codec's basis, and all that reads or writes
-tokens (centre, mean, denoiser) is turned into it, in 16 bits: the same adapters, up to what lies outside.
+tokens (centre, mean, denoiser) is turned into it, in 8 bits (int8.py): the same adapters, up to what lies
+outside and to rounding.
 Only the noise differs: a seed draws it in the narrower width.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from ltdi_peft.distance import delta_w_distance
 from ltdi_peft.encode import AdapterCodec
 from ltdi_peft.generator import BUFFERS, Generator
+from ltdi_peft.int8 import rounded
 
 MAX_BYTES = 25_000_000
 TOGETHER = 256  # prompts whose tokens are made at a time
@@ -95,7 +97,7 @@ def principal(sums: Float[Tensor, "used used"]) -> Directions:
 
 
 def narrowed(generator: Generator, directions: Sequence[Directions], width: int) -> Generator:
-    """The generator in the `width` strongest directions of every site, rounded to 16 bits."""
+    """The generator in the `width` strongest directions of every site, rounded to 8 bits."""
     codec, turn = narrowed_codec(generator.codec, directions, width)
     config = replace(
         generator.config,
@@ -104,7 +106,7 @@ def narrowed(generator: Generator, directions: Sequence[Directions], width: int)
     )
     state = turned(generator.state_dict(), turn)
     small = Generator(config, codec, **{name: state[name] for name in BUFFERS})  # pyright: ignore[reportArgumentType]  # BUFFERS are its names
-    small.load_state_dict({name: weight.half() for name, weight in state.items()})
+    small.load_state_dict({name: rounded(weight) for name, weight in state.items()})
     return small.eval()
 
 
@@ -118,10 +120,10 @@ def narrowed_codec(
         rows = torch.eye(frame.dim) if frame.dim <= width else found.rows[:width].float()
         turn[site, : len(rows), : rows.shape[1]] = rows
         wide = rows if basis is None else rows @ basis.float()
-        bases.append(None if frame.dim <= width else wide.half())
+        bases.append(None if frame.dim <= width else rounded(wide))
         kept.append(found.energy[: len(rows)].sum() / found.energy.sum().clamp_min(1e-30))
     energy = codec.energy_kept * torch.stack(kept).float()
-    return replace(codec, width=width, bases=tuple(bases), energy_kept=energy), turn
+    return replace(codec, width=width, bases=tuple(bases), energy_kept=energy, int8=True), turn
 
 
 def turned(state: dict[str, Tensor], turn: Float[Tensor, "site narrow wide"]) -> dict[str, Tensor]:
@@ -155,15 +157,21 @@ def stored_bytes(generator: Generator) -> int:
 
 
 def fitting_width(generator: Generator, directions: Sequence[Directions], max_bytes: int) -> int:
-    """The largest width that fits: bytes grow by the same number with each."""
+    """The largest width that fits: bytes grow by nearly the same number with each."""
     most = generator.codec.width
-    one, two = (stored_bytes(narrowed(generator, directions, min(width, most))) for width in (1, 2))
+
+    def size(width: int) -> int:
+        return stored_bytes(narrowed(generator, directions, width))
+
+    one, two = size(1), size(min(2, most))
     if one > max_bytes:
         raise ValueError(
             f"at width 1 the generator has {one} bytes already, {max_bytes} are allowed: allow more."
         )
     width = min(most, 1 + (max_bytes - one) // max(two - one, 1))
-    while stored_bytes(narrowed(generator, directions, width)) > max_bytes:
+    while width < most and size(width + 1) <= max_bytes:
+        width += 1  # longer rows take 8 bits a number instead of 16 (int8.py)
+    while size(width) > max_bytes:
         width -= 1  # headers grow with the digits of the shapes
     return width
 

@@ -34,7 +34,7 @@ from ltdi_peft.guidance import SCALE_EXAMPLES, best_guidance, choose_guidance
 from ltdi_peft.launch import on_cpu
 from ltdi_peft.origin import at_origin, train_origin
 from ltdi_peft.prepare import Prepared, prepare, require_kept, round_trip_gate
-from ltdi_peft.resume import made_from, resume, save_point
+from ltdi_peft.resume import made_from, newest_point, resume, save_point
 from ltdi_peft.session import Session as Session
 from ltdi_peft.spec import require_same_spec
 from ltdi_peft.store import Trajectory
@@ -105,6 +105,7 @@ def train_in(
     made = made_from(recipe, prepared)
     if finished(folder, made):
         return load_generator(folder / "generator")
+    newest_point(folder / "checkpoints", made)  # what cannot go on is said before gate and origin take long
     report: dict[str, Any] = {"world_size": accelerator.num_processes, "made_from": made}
     report |= {"ridge": prepared.centre.strength, "spread": prepared.centre.spread}
     if gate > 0 and not recipe.train.encoded:

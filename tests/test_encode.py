@@ -625,10 +625,8 @@ def test_broken_files_are_refused(tmp_path):
     codec.save(path)
     rewritten(path)
     assert AdapterCodec.load(path).width == 4  # control: rewriting alone breaks nothing
-    rewritten(path, lambda header: header.replace('"format_version": 1', '"format_version": 3'))
-    with pytest.raises(
-        ValueError, match=r"codec.safetensors: codec format version 3.*reads versions 1 and 2"
-    ):
+    rewritten(path, lambda header: header.replace('"format_version": 1', '"format_version": 4'))
+    with pytest.raises(ValueError, match=r"codec.safetensors: codec format version 4.*versions 1 to 3"):
         AdapterCodec.load(path)
     for name, message in (("scale", "'scale' is missing"), (f"{NAMES[0]}.basis", "q_proj.basis is missing")):
         codec.save(path)

@@ -98,6 +98,9 @@ def test_generator_and_table_begin_at_the_origin(bench, origin, tmp_path):
     result = evaluate(bench.recipe, bench=bench, generator=generator, results=tmp_path, progress=False)
     assert list(result["methods"])[:3] == ["base", "start", "origin"]
     assert result["trials"]["origin"]["steps"] == 4
+    other = with_origin(bench, 5)  # refused before an origin of 5 steps is asked for, which takes long
+    with pytest.raises(ValueError, match=r"was made with other \['recipe.train.origin_steps'\]"):
+        train_generator(other.recipe, bench=other, progress=False)
     for row in result["per_task"].values():  # distances are those of the same difference from the start
         assert row["error"]["origin"] == pytest.approx(row["error"]["start"], rel=1e-4)
         assert row["error"]["ours"] < 1 < row["error"]["base"] + 1e-6

@@ -26,7 +26,7 @@ from ltdi_peft.shrink import fitting_width, moved, narrowed, shrink, stored_byte
 ship_room = importlib.import_module("ltdi_peft.ship")
 generate_room = importlib.import_module("ltdi_peft.generate")
 ROOT = Path(__file__).parents[1]
-HALF = 2e-3  # relative rounding to 16 bits, through a few sums
+ROUNDING = 1.5e-2  # relative, of 8 bits a number, through a few sums
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_turn_at_full_width_changes_nothing_but_rounding(linear):
     whole = narrowed(linear, strongest(linear, linear.conditions), linear.codec.width)
     for guidance in (None, 0.0, 2.0):
         pair = (adapters(one, linear.conditions, guidance_scale=guidance) for one in (whole, linear))
-        assert max(distances(linear.spec, *pair)) < HALF
+        assert max(distances(linear.spec, *pair)) < ROUNDING
     assert max(distances(linear.spec, *(adapters(one, linear.conditions) for one in (whole, linear)))) > 0
 
 
@@ -82,7 +82,7 @@ def test_directions_are_orthonormal_and_strongest_first(generator):
 def test_what_is_generated_needs_as_many_directions_as_there_are_tasks(linear):
     directions = strongest(linear, linear.conditions)
     enough, few = (narrowed(linear, directions, width) for width in (5, 2))
-    assert moved(enough, linear, linear.conditions) < HALF
+    assert moved(enough, linear, linear.conditions) < ROUNDING
     assert moved(few, linear, linear.conditions) > 0.02  # the control
 
 
@@ -92,7 +92,7 @@ def test_the_error_is_what_the_directions_left_out_hold(linear):
     for site, found in enumerate(directions):
         rows = found.rows[:width].float()
         inside = tokens[:, site] @ rows.mT
-        assert_close(tokens_of(small)[:, site], inside, rtol=HALF, atol=HALF)
+        assert_close(tokens_of(small)[:, site], inside, rtol=ROUNDING, atol=ROUNDING)
         said = tokens[:, site] - linear.mean[site]
         left_out = (said - said @ rows.mT @ rows).square().sum()
         assert left_out <= found.energy[width:].sum() * 1.001  # which counts the mean adapter too
