@@ -1,12 +1,18 @@
+# make adapter: a LoRA adapter from PROMPT="one sentence", by the generator in the package.
 # make demo: the whole way on the real model.   make test: lint, types, every test.   make docs: docs/ as a site, in site/.
 # TORCH_INDEX names a package index to take PyTorch's CPU build from.
 PYTHON ?= python3
 VENV ?= .venv
 RECIPE ?= recipes/demo.yaml
+PROMPT ?= Name the capital of the country that the city is in, in quotation marks.
+OUT ?= runs/adapter
 TORCH_INDEX ?=
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: adapter demo test lint docs clean
+adapter: $(VENV)/.installed
+	$(VENV)/bin/ltdi generate "$(PROMPT)" --out $(OUT)
+
 demo: $(VENV)/.installed
 	$(VENV)/bin/ltdi collect $(RECIPE)
 	$(VENV)/bin/accelerate launch --config_file recipes/accelerate/one.yaml recipes/train_generator.py $(RECIPE)

@@ -339,6 +339,12 @@ def _load_state(model: PeftModel, adapter: Adapter, adapter_name: str) -> None:
     outcome = set_peft_model_state_dict(model, state, adapter_name=adapter_name, low_cpu_mem_usage=True)
     if outcome.unexpected_keys:
         raise BrokenAdapterError(f"PEFT did not take the keys {outcome.unexpected_keys[:3]}.")
+    # PEFT puts them into the base's dtype. In float32, where `PeftModel.from_pretrained` ends too, nothing is
+    # rounded on a 16-bit base, and `refine` can take small steps.
+    for layer in lora_layers(model, adapter_name).values():
+        for half in (layer.lora_A, layer.lora_B):
+            half[adapter_name].float()
+    set_adapter_weights(model, adapter, adapter_name)
 
 
 def _named(adapter: Adapter) -> dict[str, Tensor]:

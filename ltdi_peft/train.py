@@ -105,13 +105,13 @@ def train_in(
     made = made_from(recipe, prepared)
     if finished(folder, made):
         return load_generator(folder / "generator")
-    newest_point(folder / "checkpoints", made)  # what cannot go on is said before gate and origin take long
     report: dict[str, Any] = {"world_size": accelerator.num_processes, "made_from": made}
     report |= {"ridge": prepared.centre.strength, "spread": prepared.centre.spread}
     if gate > 0 and not recipe.train.encoded:
         found = told(accelerator, lambda: round_trip_gate(bench, prepared.codec, held_out))
         require_kept(found, gate, prepared.codec)
         report["gate"] = found.to_dict()
+    newest_point(folder / "checkpoints", made)  # what cannot go on is said before the origin takes long
     encoded = prepared  # the validation tasks' own runs are counted from the shared start
     if recipe.train.origin_steps:
         prepared, report["origin"] = with_origin(bench, prepared, accelerator, progress=progress)

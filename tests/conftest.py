@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test that asks the Hub must fail
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,3 +110,10 @@ def world(tmp_path_factory):
     collect(made.recipe, progress=False)
     train_generator(made.recipe, progress=False)
     return made
+
+
+@pytest.fixture
+def no_generator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As if the package had no generator of its own, and $LTDI_GENERATOR named none."""
+    monkeypatch.setattr("ltdi_peft.generate.default_folder", lambda: tmp_path / "none")
+    monkeypatch.delenv("LTDI_GENERATOR", raising=False)

@@ -363,9 +363,8 @@ def test_equal_seeds_are_equal_bytes_in_two_processes(generator_folder, tmp_path
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-def test_generate_refuses(generator_folder, tmp_path, capsys, monkeypatch):
+def test_generate_refuses(generator_folder, tmp_path, capsys, no_generator):
     out = ("--out", tmp_path / "adapter")
-    monkeypatch.delenv("LTDI_GENERATOR", raising=False)
     assert "task_prompt is empty" in failed(capsys, "generate", " ", *out)
     assert "no generator: pass generator=" in failed(capsys, "generate", PROMPT, *out)
     named = ("generate", PROMPT, "--generator", generator_folder, *out)

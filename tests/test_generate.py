@@ -15,11 +15,12 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ltdi_peft import generate as room
-from ltdi_peft.adapter import load_adapter_folder, read_adapter, spec_of
+from ltdi_peft.adapter import live_factors, load_adapter_folder, read_adapter, spec_of
 from ltdi_peft.base import load_base
 from ltdi_peft.batched import AdaptedBase, stack_adapters
 from ltdi_peft.generate import as_base, best_candidate, find_generator, generate_adapter
 from ltdi_peft.generator import Generator, load_generator
+from ltdi_peft.provenance import provenance_of, weights_digest
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import BrokenAdapterError, SpecMismatchError
 from ltdi_peft.task import Example
@@ -233,13 +234,21 @@ def test_candidates_and_examples_come_together(options, message):
 # ---- refusals, before anything is changed
 
 
+def test_adapters_come_to_a_16_bit_base_unrounded(world, generator):
+    base = load_base(str(world.base), dtype="bfloat16").model
+    made = generate_adapter(PROMPT, base_model=base, generator=generator)
+    weights = [weight for pair in live_factors(made).values() for weight in pair]
+    assert {weight.dtype for weight in weights} == {torch.float32}
+    assert made.get_base_model().dtype == torch.bfloat16
+    assert weights_digest(read_adapter(made)) == provenance_of(made).weights
+
+
 def test_an_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="task_prompt is empty"):
         generate_adapter("  \n", generator="never/opened")
 
 
-def test_without_a_generator(monkeypatch):
-    monkeypatch.delenv("LTDI_GENERATOR", raising=False)
+def test_without_a_generator(no_generator):
     with pytest.raises(ValueError, match=r"no generator: pass generator=.*\$LTDI_GENERATOR"):
         find_generator(None)
 

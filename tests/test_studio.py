@@ -209,7 +209,9 @@ def test_a_studio_is_opened_by_names(world, monkeypatch):
     opened = open_studio(device="cpu")
     assert opened.base.name == str(world.base)
     opened.close()
-    monkeypatch.delenv("LTDI_GENERATOR")
+
+
+def test_a_studio_needs_a_generator(no_generator):
     with pytest.raises(ValueError, match="no generator: pass generator="):
         open_studio()
 
