@@ -9,7 +9,6 @@ import argparse
 import importlib.metadata
 import json
 import platform
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ltdi_peft.evaluate import commit, machine
 from ltdi_peft.trajectory import json_bytes, replace_file
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
 
 def publish(result: Result, options: argparse.Namespace) -> None:
     """Print the table; write the file if `--out` names one."""
-    device = device_name(options.device)
+    device = machine(options.device)
     print(f"{result.title}; {device}\n\n{result.markdown()}\n", flush=True)
     if options.out:
         about = {"title": result.title, "device": device, "versions": versions(), "commit": commit()}
@@ -71,26 +71,9 @@ def read_result(file: Path) -> tuple[Result, dict[str, Any]]:
     return Result(table["title"], tuple(table["columns"]), rows, table["numbers"]), table
 
 
-def device_name(device: torch.device) -> str:
-    """What computes: the accelerator's name, or the processor's with the threads in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread(s)"
-
-
 def versions() -> dict[str, str]:
     """Of Python and of the packages that do the work."""
     return {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES}
-
-
-def commit() -> str:
-    """The short hash of the working tree's commit, with a + where tracked files differ from it."""
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return said.stdout.strip()
 
 
 # ---- time

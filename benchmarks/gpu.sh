@@ -7,21 +7,22 @@
 #
 # Resumable: a stage that ended well leaves $OUT/STAGE.done and is not run again; a failed one does not stop the
 # others, and the exit status is the number of failed ones. PYTHON names the interpreter, GENERATOR a generator's
-# folder (runs/demo/generator), START the adapter that the runs of `many` begin with (default: a fresh one).
+# folder (runs/demo/generator), RECIPE one whose runs are collected (recipes/demo.yaml), START the adapter that the
+# runs of `many` begin with (default: a fresh one).
 set -u
 cd "$(dirname "$0")/.."
 : "${OUT:?names the folder that results go to}" "${PYTHON:=python}" "${DEVICE:=cuda}" "${TINY:=}"
-: "${STAGES:=many many_float32 generation codec store wire recorder}"
-: "${GENERATOR:=runs/demo/generator}" "${START:=}" "${STORE:=runs/demo/trajectories}"
+: "${STAGES:=many many_float32 generation training codec store wire recorder}"
+: "${GENERATOR:=runs/demo/generator}" "${START:=}" "${STORE:=runs/demo/trajectories}" "${RECIPE:=recipes/demo.yaml}"
 LIMIT=590 # seconds of a stage
 mkdir -p "$OUT"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 start=(${START:+--start "$START"})
 if [ -n "$TINY" ]; then
-    many=(--tasks 2 --examples 4 --collect.single.steps=2 --collect.rows=8) batches=(1 2) widths=(8)
+    many=(--tasks 2 --examples 4 --collect.single.steps=2 --collect.rows=8) batches=(1 2) widths=(8) training=(--steps 2)
     store=(--gigabytes 0.01 --layers 2 --width 8) recorder=(--pairs 1 --steps 2 --settings trainer)
 else
-    many=(--tasks 8) batches=(1 32 100) widths=(16 64 128) store=(--gigabytes 20) recorder=()
+    many=(--tasks 8) batches=(1 32 100) widths=(16 64 128) training=(--steps 100 --compile) store=(--gigabytes 20) recorder=()
 fi
 
 bench() { # name, script, its options
@@ -33,6 +34,7 @@ bench() { # name, script, its options
 stage_many() { bench many_at_once many_at_once.py "${many[@]}" "${start[@]}"; }
 stage_many_float32() { bench many_at_once_float32 many_at_once.py "${many[@]}" --base.dtype=float32 "${start[@]}"; }
 stage_generation() { bench generation generation.py "$GENERATOR" --batches "${batches[@]}"; }
+stage_training() { bench generator_training generator_training.py "$RECIPE" "${training[@]}"; }
 stage_codec() { timeout "$LIMIT" "$PYTHON" benchmarks/codec_error.py "$STORE" --widths "${widths[@]}"; }
 stage_store() { bench large_store large_store.py --folder "$OUT" "${store[@]}"; }
 stage_wire() { bench wire wire.py; }

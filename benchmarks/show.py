@@ -19,8 +19,14 @@ def shown(file: Path) -> str:
     """Title, table, and where and with what it was measured."""
     result, about = read_result(file)
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    where = f"{about['device']}; {versions}; commit {about['commit']}."
+    where = f"{about['device']}; {versions}; commit {short(about['commit'])}."
     return f"{result.title[0].upper()}{result.title[1:]}.\n\n{result.markdown()}\n\n{where}"
+
+
+def short(commit: str) -> str:
+    """The first digits of a commit's hash, and whether tracked files differed from it."""
+    digits, _, changed = commit.partition("-")
+    return digits[:8] + ("+" if changed else "")
 
 
 def filled(page: str, tables: dict[str, str]) -> str:
