@@ -28,6 +28,8 @@ def evaluate_arguments(parser: ArgumentParser) -> None:
     recipe_argument(parser)
     results = Path("docs/results")
     parser.add_argument("--results", type=Path, default=results, help="folder for JSON and Markdown")
+    other = "score this folder or Hub id instead of the recipe's own (give the result a --name=… of its own)"
+    parser.add_argument("--generator", help=other)
 
 
 def plan_recipe(known: Namespace) -> Answer:
@@ -87,11 +89,13 @@ def evaluate_recipe(known: Namespace) -> Answer:
     from ltdi_peft.base import keep_freed_memory
     from ltdi_peft.config import load_recipe
     from ltdi_peft.evaluate import evaluate
+    from ltdi_peft.generator import Generator
     from ltdi_peft.report import table as results_table
 
     keep_freed_memory()
     recipe = load_recipe(known.recipe, known.overrides)
-    result = evaluate(recipe, results=known.results, progress=known.progress)
+    other = Generator.from_pretrained(known.generator) if known.generator else None
+    result = evaluate(recipe, generator=other, results=known.results, progress=known.progress)
     written = f"written to {known.results / recipe.name}.json and .md"
     return Answer([result], [*results_table(result).splitlines(), "", written], heads=1)
 

@@ -323,6 +323,14 @@ def test_evaluate_prints_its_result(world, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert set(found["methods"]) >= {"base", "ours", "oracle"}
     assert json.loads((tmp_path / "results" / "tiny.json").read_text()) == found
+    other, config = tmp_path / "other", tmp_path / "run" / "generator" / "config.json"
+    shutil.copytree(tmp_path / "run" / "generator", other)
+    (tmp_path / "run" / "generator" / "evaluation.json").unlink()
+    (other / "config.json").write_text(config.read_text().replace('"mean_share": 1.0', '"mean_share": 0.25'))
+    assert main(["evaluate", file, *options, "--generator", str(other), "--name=other"]) == 0
+    assert json.loads(capsys.readouterr().out)["trials"]["ours"]["mean_share"] == 0.25
+    assert (tmp_path / "results" / "other.json").is_file()
+    assert not (config.parent / "evaluation.json").exists()  # its scores are not the recipe's generator's
 
 
 def test_plan(world, tmp_path, capsys, monkeypatch):
