@@ -38,6 +38,7 @@ ROOMS = (  # from the top; a room may import those before it
     "importing",
     "distance",
     "subspace",
+    "int8",
     "encode",
     "condition",
     "centre",
