@@ -1,6 +1,7 @@
 """The rival generators: a name says all that differs, gradient steps are equal, made once."""
 
 import importlib
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -115,5 +116,8 @@ def test_a_variant_is_made_once(bench, trained, monkeypatch):
         for a, b in zip(made.state_dict().values(), again.state_dict().values(), strict=True):
             assert torch.equal(a, b)
     longer = replace(bench.recipe, train=replace(bench.recipe.train, steps=9))
-    with pytest.raises(RuntimeError, match="trained again"):
+    with pytest.raises(ValueError, match=r"was made with other \['recipe\.train\.steps'\]"):
+        train_variant(longer, bench, "naive+reptile", progress=False)
+    shutil.rmtree(bench.recipe.folder / "variants" / "naive+reptile" / "checkpoints")
+    with pytest.raises(RuntimeError, match="trained again"):  # control: another length is not taken for this
         train_variant(longer, bench, "naive+reptile", progress=False)
