@@ -26,9 +26,7 @@ from ltdi_peft.config import Recipe, load_recipe
 from ltdi_peft.prepare import Prepared, prepare
 from ltdi_peft.session import Session
 
-MOVED = (
-    16  # numbers a weight that a step has to read or write: 3 by the passes, 3 clipping, 7 AdamW, 3 average
-)
+MOVED = 16  # numbers a weight that a step moves: 3 in the passes, 3 clipping, 7 AdamW, 3 for the average
 LONG = 2**25  # numbers of the vectors that measure the memory's rate
 COLUMNS = (
     "network",

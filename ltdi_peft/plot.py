@@ -46,7 +46,7 @@ STYLE = {
     "svg.fonttype": "none",
     "savefig.dpi": 110,
 }
-COLOURS = 256  # of a PNG's palette
+COLOURS = 64  # of a PNG's palette
 LABEL = 0.05  # height of a line of a label, as a share of the axis
 NOTE_POINTS, NOTE_CHARACTERS = 7.5, 18  # size of the note; characters of that size an inch
 

@@ -159,7 +159,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Recordable:
-    """A model that can be recorded, and its factors: found by one walk over all modules, which takes long."""
+    """A model that can be recorded, and its factors, so that its modules are walked for them only once."""
 
     model: PeftModel
     live: dict[str, tuple[Tensor, Tensor]]  # of `live_factors`

@@ -475,4 +475,4 @@ def test_an_empty_store_is_refused(tmp_path):
 def test_the_committed_figures_are_small():
     figures = sorted(Path(ROOT / "docs/results").rglob("*.png"))
     assert len(figures) >= 8
-    assert [path.name for path in figures if path.stat().st_size > 200_000] == []
+    assert [path.name for path in figures if path.stat().st_size > 150_000] == []
