@@ -14,8 +14,9 @@ from typing import Any
 from ltdi_peft.collect import collect
 from ltdi_peft.config import Recipe, load_recipe
 from ltdi_peft.evaluate import evaluate
-from ltdi_peft.report import lines_of, paired_table, table
+from ltdi_peft.report import paired_table, table
 from ltdi_peft.summary import TaskScores, columns_of, domain_row, summarise
+from ltdi_peft.tables import lines_of
 from ltdi_peft.task import load_suite
 from ltdi_peft.train import train_generator
 from ltdi_peft.trajectory import json_bytes, replace_file

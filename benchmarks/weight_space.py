@@ -29,8 +29,8 @@ from ltdi_peft.encoding import held_out_runs, validation_targets
 from ltdi_peft.evaluate import commit, machine
 from ltdi_peft.kept import whole_lines
 from ltdi_peft.prepare import Prepared, prepare
-from ltdi_peft.report import lines_of
 from ltdi_peft.session import Session
+from ltdi_peft.tables import lines_of
 from ltdi_peft.train import Validation, validate
 from ltdi_peft.trajectory import json_bytes, replace_file
 from ltdi_peft.variants import variant_recipe

@@ -148,25 +148,36 @@ class Denoiser(nn.Module):
         dropped: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch site width"]:
         """The end of the segment that holds t, per row; without the condition in `dropped` rows."""
+        return self.predictor(condition, dropped)(x, t)
+
+    def predictor(
+        self, condition: Float[Tensor, "batch condition"], dropped: Bool[Tensor, " batch"] | None = None
+    ) -> Predict:
+        """(x, t) → F of these conditions. W c + b, most of the work, is made once for all t of a chain."""
         if dropped is not None:
             condition = torch.where(dropped[:, None], self.null.to(condition), condition)
-        time = self.time(sinusoids(t).to(self.null))
-        end = torch.zeros_like(x)
-        if self.config.linear:
-            end = end + self.linear(x, time, condition)
-        if self.config.nonlinear:
-            end = end + self.transformer(x, time, condition)
-        return end
+        affine = self.affine(condition) if self.config.linear else None
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            time = self.time(sinusoids(t).to(self.null))
+            end = torch.zeros_like(x) if affine is None else self.linear(x, time, affine)
+            return end + self.transformer(x, time, condition) if self.config.nonlinear else end
+
+        return predict
+
+    def affine(self, condition: Float[Tensor, "batch condition"]) -> Float[Tensor, "batch site width"]:
+        """W c + b."""
+        # An Adam step moves every weight alike, so W c would jump by ∝ condition_width without the root.
+        flat = self.map(condition / math.sqrt(self.config.condition_width))
+        return flat.view(-1, self.config.sites, self.config.width)
 
     def linear(
         self,
         x: Float[Tensor, "batch site width"],
         time: Float[Tensor, "batch hidden"],
-        condition: Float[Tensor, "batch condition"],
+        affine: Float[Tensor, "batch site width"],
     ) -> Float[Tensor, "batch site width"]:
         """s(t)·(W c + b) + g(t)·x with one s and g per site: late in the chain x says more than c does."""
-        # An Adam step moves every weight alike, so W c would jump by ∝ condition_width without the root.
-        affine = self.map(condition / math.sqrt(self.config.condition_width)).view_as(x)
         share, gain = self.gains(time).unsqueeze(-1).chunk(2, dim=1)
         return (1 + share) * affine + gain * x
 

@@ -11,7 +11,7 @@ Source: METHOD.md §6.
 import json
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -243,12 +243,18 @@ class AdapterCodec:
 
     def decode(self, tokens: Float[Tensor, "site width"]) -> Adapter:
         """The adapter of the tokens: float32, CPU, contiguous. decode(0) is the gauge's origin."""
+        return next(self.decode_many(tokens[None]))
+
+    def decode_many(self, tokens: Float[Tensor, "batch site width"]) -> Iterator[Adapter]:
+        """`decode` of each, up to rounding: a basis is read once for up to `TOGETHER` adapters."""
         if not tokens.isfinite().all():
             raise BrokenAdapterError("tokens to decode hold NaN or infinity; expected finite numbers.")
-        with torch.no_grad():
-            factors = self.decode_factors(tokens.detach().to(CPU, torch.float32)[None])
-        # Copies: A may be a view of the start's A.
-        return {name: (a[0].clone(), b[0].clone()) for name, (a, b) in factors.items()}
+        for part in tokens.detach().to(CPU, torch.float32).split(TOGETHER):
+            with torch.no_grad():
+                factors = self.decode_factors(part)
+            for row in range(len(part)):
+                # Copies: A may be a view of the start's A.
+                yield {name: (a[row].clone(), b[row].clone()) for name, (a, b) in factors.items()}
 
     def decode_factors(
         self, tokens: Float[Tensor, "batch site width"]

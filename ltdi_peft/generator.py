@@ -28,7 +28,7 @@ from ltdi_peft.base import Base
 from ltdi_peft.cards import Place
 from ltdi_peft.centre import Ridge
 from ltdi_peft.condition import PromptEncoder
-from ltdi_peft.denoiser import Denoiser, DenoiserConfig, conditioned
+from ltdi_peft.denoiser import Denoiser, DenoiserConfig
 from ltdi_peft.diffusion import STEPS, Predict, chain_for, guided, path
 from ltdi_peft.encode import AdapterCodec
 from ltdi_peft.generated import GeneratedAdapter as GeneratedAdapter
@@ -137,9 +137,11 @@ class Generator(nn.Module, ModelHubMixin):
             yield centre + self.spread * x
 
     def _guided(self, conditions: Float[Tensor, "prompt condition"], scale: float) -> Predict:
+        conditional = self.denoiser.predictor(conditions)
+        if scale == 1:
+            return conditional  # nothing of what the network says without a condition
         none = torch.ones(len(conditions), dtype=torch.bool, device=conditions.device)
-        null = conditioned(self.denoiser, conditions, none)
-        return guided(conditioned(self.denoiser, conditions), null, scale)
+        return guided(conditional, self.denoiser.predictor(conditions, none), scale)
 
     @torch.no_grad()
     def generate(
@@ -162,8 +164,8 @@ class Generator(nn.Module, ModelHubMixin):
         tokens = self.tokens(conditions, seed=seed, guidance_scale=guidance_scale, steps=steps)
         similarity, nearest = self.similarities(conditions).max(1)
         out = []
-        for index, prompt in enumerate(prompts):
-            adapter, clamped = self.clamp(self.codec.decode(tokens[index]))
+        made = map(self.clamp, self.codec.decode_many(tokens))
+        for index, (prompt, (adapter, clamped)) in enumerate(zip(prompts, made, strict=True)):
             provenance = Provenance(
                 task_prompt=prompt,
                 seed=seed,

@@ -5,22 +5,12 @@ Out: the table that the command line prints, and the whole report.
 Idea: the text holds nothing that the JSON does not.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ltdi_peft.summary import UNSEEN
-
-
-def shown(value: float | None, ends: Sequence[float] | None = None, sign: str = "") -> str:
-    """Two digits, with the interval if there is one."""
-    text = "–" if value is None else f"{value:{sign}.2f}"
-    return text if ends is None else f"{text} [{ends[0]:.2f}, {ends[1]:.2f}]"
-
-
-def lines_of(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    body = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in body) + "\n"
+from ltdi_peft.tables import lines_of, shown, shown_ends
+from ltdi_peft.targets import targets_table
 
 
 def table(result: dict[str, Any]) -> str:
@@ -74,11 +64,6 @@ def control_lines(result: dict[str, Any]) -> list[str]:
             f"from `{row['against']}` of {shown(row['G'])} in G, {shown(row['accuracy'])} in accuracy."
         )
     return lines
-
-
-def shown_ends(ends: Sequence[float] | None) -> str:
-    """An interval alone."""
-    return "no interval" if ends is None else f"[{ends[0]:.2f}, {ends[1]:.2f}]"
 
 
 def paired_table(result: dict[str, Any]) -> str:
@@ -137,6 +122,7 @@ def markdown(result: dict[str, Any], drawn: Mapping[str, str] | None = None) -> 
             table(result),
             "".join(notes),
             *([pictures(result["recipe"], drawn)] if drawn else []),
+            f"## Targets\n\n{targets_table(result)}",
             f"## Paired differences\n\n{paired_table(result)}",
             figures("Memorisation (ΔW distances, medians)", result["controls"]["memorisation"]),
             figures("Cost (seconds)", result["cost"]),

@@ -17,8 +17,9 @@ from ltdi_peft.config import Recipe
 from ltdi_peft.generate import load_base_of
 from ltdi_peft.generator import Generator, load_generator
 from ltdi_peft.generator_config import default_folder
-from ltdi_peft.report import shown, shown_ends, table
+from ltdi_peft.report import table
 from ltdi_peft.shrink import MAX_BYTES, shrink, stored_bytes
+from ltdi_peft.tables import shown, shown_ends
 from ltdi_peft.trajectory import read_json, replace_file
 
 CARD_FILE = "README.md"

@@ -85,6 +85,8 @@ ROOMS = (  # from the top; a room may import those before it
     "plot_result",
     "plot_store",
     "figures",
+    "tables",
+    "targets",
     "report",
     "evaluate",
     "publish",
