@@ -115,6 +115,7 @@ class Session:
             self.plain_network.parameters(),
             lr=recipe.train.learning_rate,
             weight_decay=recipe.train.weight_decay,
+            fused=True,  # weights and both moments pass through the processor once, not once an operation
         )
         self.network: nn.Module = self.plain_network
         if self.reptile:
