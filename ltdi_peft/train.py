@@ -37,6 +37,14 @@ from ltdi_peft.prepare import Prepared, prepare, require_kept, round_trip_gate
 from ltdi_peft.resume import made_from, newest_point, resume, save_point
 from ltdi_peft.session import Session as Session
 from ltdi_peft.spec import require_same_spec
+from ltdi_peft.stages import (
+    averaged_weights,
+    best_share,
+    between,
+    first_stage,
+    keep_first_stage,
+    share_accuracies,
+)
 from ltdi_peft.store import Trajectory
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
@@ -125,6 +133,13 @@ def train_in(
     report["stage_seconds"] = session.seconds
     report |= validate(session, validation) if validation else {}
     generator = build_generator(session, bench, guidance=1.0, encoder=encoder)
+    first = first_stage(folder / "checkpoints") if recipe.train.task_loss.steps else None
+    if targets and first:
+        report["task_loss_share"] = told(
+            accelerator, lambda: share_accuracies(generator, first, bench, list(targets))
+        )
+        share = best_share(report["task_loss_share"])
+        generator.denoiser.load_state_dict(between(first, generator.denoiser.state_dict(), share))
     if targets:
         report["guidance"] = told(accelerator, lambda: choose_guidance(generator, bench, list(targets)))
         best = best_guidance(report["guidance"], scored=SCALE_EXAMPLES * len(targets))
@@ -193,6 +208,8 @@ def run_session(session: Session, validation: "Validation | None", points: Path,
             accelerator.log({"loss": loss, "learning_rate": step.learning_rate}, step=step.index)
         if validation and step.index % train.validate_every == 0:
             accelerator.log(validate(session, validation), step=step.index)
+        if step.index == train.steps and not ended:
+            keep_first_stage(session, points)
         if step.index % train.checkpoint_every == 0 or ended:
             save_point(session, points)
     bar.close()
@@ -223,9 +240,7 @@ def build_generator(
         norm_range=prepared.norm_range,
         recipe=shown_recipe(recipe),
     )
-    with session.averaged():
-        state = cast(dict[str, Tensor], session.accelerator.get_state_dict(session.network))
-        weights = {key: weight.detach().to("cpu", torch.float32, copy=True) for key, weight in state.items()}
+    weights = averaged_weights(session)
     generator = Generator(
         config,
         prepared.codec,

@@ -79,5 +79,7 @@ def variant_trials(recipe: Recipe, name: str) -> dict[str, Any]:
     inner = variant.meta.inner_steps if variant.meta.method == "reptile" else 1
     steps = {"steps": variant.train.steps, "inner_steps": inner, "gradient_steps": gradient_steps(variant)}
     file = recipe.folder / "variants" / name / REPORT_FILE
-    seconds = read_json(file).get("stage_seconds") if file.is_file() else None  # None: made elsewhere
-    return steps | {"task_loss_steps": variant.train.task_loss.steps, "seconds": seconds}
+    report = read_json(file) if file.is_file() else {}  # made elsewhere
+    steps |= {"task_loss_steps": variant.train.task_loss.steps, "seconds": report.get("stage_seconds")}
+    # Only what has two stages has a share of the second.
+    return steps | {key: report[key] for key in ("task_loss_share",) if key in report}

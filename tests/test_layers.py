@@ -59,6 +59,7 @@ ROOMS = (  # from the top; a room may import those before it
     "multi_task",
     "origin",
     "session",
+    "stages",
     "resume",
     "train",
     "variants",

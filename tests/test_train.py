@@ -19,6 +19,7 @@ from ltdi_peft.guidance import GUIDANCE, MEAN_SHARES
 from ltdi_peft.prepare import GateError, prepare
 from ltdi_peft.session import Session
 from ltdi_peft.spec import SpecMismatchError
+from ltdi_peft.stages import FIRST_STAGE, SHARES, best_share, share_accuracies
 from ltdi_peft.store import TrajectoryStore
 from ltdi_peft.train import (
     finished,
@@ -231,3 +232,60 @@ def test_validation_runs_are_those_of_validation_tasks(world, bench, tmp_path):
     assert validation_runs(world.changed(tmp_path), bench) == []
     assert not (tmp_path / "held_out").exists()
     assert len(TrajectoryStore(world.recipe.held_out_folder).trajectories()) > len(runs)
+
+
+# ---- how much of the second stage is kept
+
+
+def test_the_share_of_task_loss_is_chosen_on_validation_tasks(world, bench, copied, monkeypatch):
+    about = {"steps": 3, "tasks": 2, "examples": 2, "learning_rate": 0.05}
+    recipe = copied(train={"steps": 2, "task_loss": about})
+    seen = {}
+
+    def favoured(generator, first, *_):
+        seen["first"] = first
+        seen["second"] = {key: weight.clone() for key, weight in generator.denoiser.state_dict().items()}
+        return {"0.0": 0.1, "0.25": 0.5, "1.0": 0.2}
+
+    monkeypatch.setattr(room, "share_accuracies", favoured)
+    trained(recipe, bench)
+    got = load_generator(recipe.generator_folder).denoiser.state_dict()
+    assert any(not seen["first"][key].equal(seen["second"][key]) for key in got)
+    for key, weight in got.items():
+        torch.testing.assert_close(weight, 0.75 * seen["first"][key] + 0.25 * seen["second"][key])
+    report = json.loads((recipe.folder / "training.json").read_text())
+    assert report["task_loss_share"]["0.25"] == 0.5
+
+    # The first stage is what the same recipe trains without the second.
+    shutil.rmtree(recipe.folder / "checkpoints")
+    alone = copied(train={"steps": 2})
+    trained(alone, bench)
+    for key, weight in load_generator(alone.generator_folder).denoiser.state_dict().items():
+        torch.testing.assert_close(weight, seen["first"][key], rtol=0, atol=0)
+
+
+def test_one_stage_alone_has_no_share(bench, copied):
+    about = {"steps": 2, "tasks": 2, "examples": 2, "weight_space": 0.0}
+    recipe = copied(train={"steps": 0, "task_loss": about}, diffusion={"centre": "mean"})
+    trained(recipe, bench)
+    assert not (recipe.folder / "checkpoints" / FIRST_STAGE).exists()
+    assert "task_loss_share" not in json.loads((recipe.folder / "training.json").read_text())
+
+
+def test_shares_are_scored_and_the_generator_stays_as_it_was(world, bench):
+    generator = load_generator(world.recipe.generator_folder)
+    second = {key: weight.clone() for key, weight in generator.denoiser.state_dict().items()}
+    silent = {key: torch.zeros_like(weight) for key, weight in second.items()}
+    names = SPLITS["validation"]
+    found = share_accuracies(generator, second, bench, names, examples=4)
+    assert [*map(float, found)] == list(SHARES)
+    assert len(set(found.values())) == 1  # both ends are the same network
+    moved = share_accuracies(generator, silent, bench, names, examples=4)
+    assert moved["1.0"] == found["1.0"]
+    for key, weight in generator.denoiser.state_dict().items():
+        assert weight.equal(second[key])
+
+
+def test_of_equal_shares_the_largest_is_taken():
+    assert best_share({"0.0": 0.4, "0.5": 0.6, "1.0": 0.6}) == 1.0
+    assert best_share({"0.0": 0.7, "0.5": 0.6, "1.0": 0.6}) == 0.0
