@@ -64,9 +64,9 @@ def opened(recipe: Recipe, prepared: Prepared, variant: str, device: torch.devic
     precision = "bf16" if variant == "bfloat16" else "no"
     AcceleratorState._reset_state(reset_partial_state=True)  # else Accelerate keeps the first precision
     session = Timed(recipe, prepared, Accelerator(cpu=device.type == "cpu", mixed_precision=precision))
-    if variant == "fused AdamW":
+    if variant == "AdamW not fused":
         for group in session.optimizer.param_groups:
-            group["fused"], group["foreach"] = True, False
+            group["fused"], group["foreach"] = False, None
     if variant == "compiled":
         session.network = torch.compile(session.network)
     return session
@@ -100,7 +100,7 @@ def measured(recipe: Recipe, options: argparse.Namespace) -> Result:
     prepared = prepare(recipe, PromptEncoder(recipe.condition.encoder), names)
     arithmetic = {t: product_rate(t, options.device) for t in (torch.float32, torch.bfloat16)}
     memory = memory_rate(options.device)
-    variants = ["plain", "fused AdamW", "bfloat16", *(["compiled"] if options.compile else [])]
+    variants = ["plain", "AdamW not fused", "bfloat16", *(["compiled"] if options.compile else [])]
     rows, numbers = [], []
     for nonlinear in (False, True):
         about = replace(recipe, denoiser=replace(recipe.denoiser, nonlinear=nonlinear))
