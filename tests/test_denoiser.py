@@ -81,6 +81,15 @@ def test_guidance_joins_condition_and_null(inputs):
     assert_close(both(x, t), null + 2.5 * (network(x, t, c) - null))
 
 
+@pytest.mark.parametrize("paths", [(True, False), (False, True), (True, True)])
+def test_a_predictor_is_the_network_at_every_time(inputs, paths):
+    network, (x, t, c) = moved(config_of(paths)), inputs
+    dropped = torch.arange(BATCH) % 2 == 0
+    predict = network.predictor(c, dropped)
+    for step in range(3):
+        assert predict(x + step, t + step).equal(network(x + step, t + step, c, dropped))
+
+
 def affinity_error(network, x, t, c):
     """How far F(½(c + c')) is from the mean of F(c) and F(c')."""
     other = c.flip(0)

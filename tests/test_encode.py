@@ -19,7 +19,7 @@ from ltdi_peft.distance import (
     pairwise_delta_w_distances,
     truncated_mean,
 )
-from ltdi_peft.encode import HEADER, AdapterCodec, round_trip
+from ltdi_peft.encode import HEADER, TOGETHER, AdapterCodec, round_trip
 from ltdi_peft.gauge import GAUGES, balanced, turned_to
 from ltdi_peft.spec import AdapterSpec, BrokenAdapterError, Site, SpecMismatchError, delta_w
 from ltdi_peft.store import TrajectoryStore
@@ -509,6 +509,18 @@ def test_a_site_that_never_moves_has_scale_one(width, tmp_path):
     codec.save(tmp_path / "codec.safetensors")
     again = AdapterCodec.load(tmp_path / "codec.safetensors")
     assert_close(again.decode(codec.encode(adapters[0])), round_trip(codec, adapters[0]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("gauge", GAUGES)
+def test_many_are_decoded_in_order_as_if_one_by_one(gauge):
+    codec, adapters = fitted(gauge, width=5)
+    tokens = codec.encode_many([adapters[i % 3] for i in range(TOGETHER + 2)])  # more than one product
+    many = list(codec.decode_many(tokens))
+    assert len(many) == TOGETHER + 2
+    for row, made in zip(tokens, many, strict=True):
+        for name, pair in codec.decode(row).items():
+            assert_close(made[name], pair, rtol=0, atol=1e-5)
+            assert all(factor.is_contiguous() for factor in made[name])
 
 
 # --- differentiable decoding ------------------------------------------------------------------------------
