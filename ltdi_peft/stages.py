@@ -8,6 +8,7 @@ Source: weight-space ensembles of a model before and after fine-tuning, arXiv 21
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import load_file, save
@@ -31,7 +32,7 @@ Weights = Mapping[str, Tensor]
 def averaged_weights(session: Session) -> dict[str, Tensor]:
     """The averaged network, float32 on the CPU. Every process must call it: shards are gathered."""
     with session.averaged():
-        state = session.accelerator.get_state_dict(session.network)
+        state = cast(dict[str, Tensor], session.accelerator.get_state_dict(session.network))
         return {key: weight.detach().to("cpu", torch.float32, copy=True) for key, weight in state.items()}
 
 
