@@ -67,15 +67,27 @@ def guidance_accuracies(
 ) -> Accuracies:
     """Mean accuracy of each trial; prompt in context, the headline column."""
     tried = trials(gauge)
-    found: Accuracies = {str(one.mean_share): dict.fromkeys(map(str, GUIDANCE), 0.0) for one in tried}
-    for task in tasks:
-        prompt = task.held_out_prompts[:1]
-        stacked = stack_adapters([adapter(prompt, one) for one in tried], bench.adapted.device)
-        sheet = make_sheet(bench.adapted, task.evaluation[:examples], prompt)
-        accuracies = score(bench.adapted, sheet, stacked).accuracy.tolist()
-        for one, accuracy in zip(tried, accuracies, strict=True):
-            found[str(one.mean_share)][str(one.scale)] += accuracy / len(tasks)
+
+    def made(task: Task) -> list[Adapter]:
+        return [adapter(task.held_out_prompts[:1], one) for one in tried]
+
+    found: Accuracies = {str(one.mean_share): {} for one in tried}
+    for one, accuracy in zip(tried, mean_accuracies(bench, tasks, made, len(tried), examples), strict=True):
+        found[str(one.mean_share)][str(one.scale)] = accuracy
     return found
+
+
+def mean_accuracies(
+    bench: Bench, tasks: Sequence[Task], made: Callable[[Task], Sequence[Adapter]], count: int, examples: int
+) -> list[float]:
+    """Mean over the tasks of each of a task's `count` adapters, prompt in context; 0 without tasks."""
+    totals = [0.0] * count
+    for task in tasks:
+        stacked = stack_adapters(made(task), bench.adapted.device)
+        sheet = make_sheet(bench.adapted, task.evaluation[:examples], task.held_out_prompts[:1])
+        accuracies = score(bench.adapted, sheet, stacked).accuracy.tolist()
+        totals = [total + accuracy for total, accuracy in zip(totals, accuracies, strict=True)]
+    return [total / max(len(tasks), 1) for total in totals]
 
 
 def best_guidance(found: Accuracies, scored: int) -> Guidance:

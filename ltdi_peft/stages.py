@@ -14,11 +14,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ltdi_peft.batched import stack_adapters
 from ltdi_peft.collect import Bench
 from ltdi_peft.generator import Generator
-from ltdi_peft.guidance import SCALE_EXAMPLES
-from ltdi_peft.score import make_sheet, score
+from ltdi_peft.guidance import SCALE_EXAMPLES, mean_accuracies
 from ltdi_peft.session import Session
 from ltdi_peft.spec import Adapter
 from ltdi_peft.trajectory import replace_file
@@ -65,18 +63,15 @@ def share_accuracies(
     """
     tasks = [bench.suite[name] for name in names if bench.suite[name].evaluation]
     second = {key: weight.clone() for key, weight in generator.denoiser.state_dict().items()}
-    made: list[list[Adapter]] = []  # share, task
+    made: dict[str, list[Adapter]] = {task.name: [] for task in tasks}  # one adapter a share
     for share in SHARES:
         generator.denoiser.load_state_dict(between(first, second, share))
         # One prompt at a time, as guidance is chosen: the bytes of an adapter depend on its batch.
-        found = [generator.generate(task.held_out_prompts[:1], base=bench.base)[0] for task in tasks]
-        made.append([one.adapter for one in found])
+        for task in tasks:
+            made[task.name].append(generator.generate(task.held_out_prompts[:1], base=bench.base)[0].adapter)
     generator.denoiser.load_state_dict(second)
-    totals = torch.zeros(len(SHARES))
-    for task, adapters in zip(tasks, zip(*made, strict=True), strict=True):
-        sheet = make_sheet(bench.adapted, task.evaluation[:examples], task.held_out_prompts[:1])
-        totals += score(bench.adapted, sheet, stack_adapters(adapters, bench.adapted.device)).accuracy.cpu()
-    return {str(share): total / len(tasks) for share, total in zip(SHARES, totals.tolist(), strict=True)}
+    accuracies = mean_accuracies(bench, tasks, lambda task: made[task.name], len(SHARES), examples)
+    return dict(zip(map(str, SHARES), accuracies, strict=True))
 
 
 def best_share(accuracy: Mapping[str, float]) -> float:

@@ -56,7 +56,7 @@ def recovered(result: dict[str, Any], split: str, wanted: float) -> Target:
     row = result["methods"].get("ours", {}).get(split)
     value = None if row is None else row["G"]
     found = "" if row is None or value is None else shown(value, row["ci"])
-    return Target(f"{split.replace('_', ' ')}: G", found, None, at_least(value, wanted))
+    return Target(f"{split.replace('_', ' ')}: G", found, None, reaches(value, wanted))
 
 
 def few_shot(result: dict[str, Any]) -> Target:
@@ -75,9 +75,9 @@ def prompt_gaps(result: dict[str, Any]) -> Iterator[Target]:
     figure = "unseen tasks: G(right prompt) − G(wrong)"
     gap, found = gap_of(row)
     ahead = None if row is None else bool(row["ci"]) and row["ci"][0] > 0
-    yield Target(figure, found, ("interval above 0", ahead), at_least(gap, 0.10))
+    yield Target(figure, found, ("interval above 0", ahead), reaches(gap, 0.10))
     gap, found = gap_of(row and row["no_prompt"])
-    yield Target(f"{figure}, no prompt in context", found, at_least(gap, 0.20), at_least(gap, 0.40))
+    yield Target(f"{figure}, no prompt in context", found, reaches(gap, 0.20), reaches(gap, 0.40))
 
 
 def gap_of(row: dict[str, Any] | None) -> tuple[float | None, str]:
@@ -88,7 +88,7 @@ def gap_of(row: dict[str, Any] | None) -> tuple[float | None, str]:
     return gap, shown(gap, row["ci"], "+")
 
 
-def at_least(value: float | None, wanted: float) -> Verdict:
+def reaches(value: float | None, wanted: float) -> Verdict:
     """Whether a figure is as large as wanted."""
     return f"≥ {wanted:.2f}", None if value is None else value >= wanted
 

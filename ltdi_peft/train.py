@@ -133,7 +133,8 @@ def train_in(
     report["stage_seconds"] = session.seconds
     report |= validate(session, validation) if validation else {}
     generator = build_generator(session, bench, guidance=1.0, encoder=encoder)
-    first = first_stage(folder / "checkpoints") if recipe.train.task_loss.steps else None
+    two_stages = recipe.train.steps and recipe.train.task_loss.steps
+    first = first_stage(folder / "checkpoints") if two_stages else None
     if targets and first:
         report["task_loss_share"] = told(
             accelerator, lambda: share_accuracies(generator, first, bench, list(targets))

@@ -81,5 +81,5 @@ def variant_trials(recipe: Recipe, name: str) -> dict[str, Any]:
     file = recipe.folder / "variants" / name / REPORT_FILE
     report = read_json(file) if file.is_file() else {}  # made elsewhere
     steps |= {"task_loss_steps": variant.train.task_loss.steps, "seconds": report.get("stage_seconds")}
-    # Only what has two stages has a share of the second.
-    return steps | {key: report[key] for key in ("task_loss_share",) if key in report}
+    shares = report.get("task_loss_share")  # only of what has two stages
+    return steps | ({"task_loss_share": shares} if shares else {})
