@@ -13,6 +13,12 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+
+# At the top, before anyone can have begun a process group: first imported after that (the first step of an
+# optimizer would), fsdp keeps the group in default arguments, and Gloo's threads, alive when the interpreter
+# ends, may abort the process.
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import parameters_to_vector
 
 InnerLoss = Callable[[], Tensor]  # draws noise and times anew at every call
@@ -40,12 +46,6 @@ class ReptileConfig:
 
 def refuse_sharded(network: nn.Module) -> None:
     """REPTILE needs whole, replicated weights and gradients that no wrapper averages; say which are not."""
-    if not dist.is_available():
-        return
-    # imported here, for both are slow to import and only REPTILE asks
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.tensor import DTensor
-
     wrappers = (FullyShardedDataParallel, nn.parallel.DistributedDataParallel)
     found = [type(m).__name__ for m in network.modules() if isinstance(m, wrappers)]
     found += [f"{n} (DTensor)" for n, p in network.named_parameters() if isinstance(p, DTensor)]
