@@ -7,8 +7,9 @@
 Adapters of 3.4 M numbers (a 7-billion model with grouped attention, 32 layers, rank 8 on q and v), A and
 B trained, 16 snapshots a run in 16 bit. Only the number of runs is smaller than in the plan: 54 GB are 500.
 The limit: reading the same files in the same order, byte by byte into one buffer, from the disk (the page
-cache dropped for them) and from the page cache; of writing: the same bytes without the library. Memory and
-the exponent of time are from a quarter, half and all of the runs; processor seconds count all threads.
+cache dropped for them) and from the page cache; of writing: a file of the same size, without the library,
+after every run. Memory and the exponent of time are from a quarter, half and all of the runs; processor
+seconds count all threads.
 """
 
 import argparse
@@ -77,11 +78,16 @@ def between(start: Adapter, parts: Sequence[Adapter], mix: Sequence[float]) -> A
     return out
 
 
-def write_runs(folder: Path, spec: AdapterSpec, count: int) -> list[Stage]:
-    """Fill the store; only the library's own calls are timed."""
+def write_runs(folder: Path, spec: AdapterSpec, count: int) -> tuple[list[Stage], float]:
+    """Fill the store; only the library's own calls are timed. With it: bytes a second of plain writing.
+
+    Plain files are written between the runs and stay until the end: pages that a removed file gave back are
+    written ten times faster than those that the system has to find.
+    """
     store, start = TrajectoryStore(folder), random_adapter(spec, 0)
     parts, rng = [random_adapter(spec, seed) for seed in range(1, 9)], torch.Generator().manual_seed(0)
-    stages, watch, size = [], Watch(), 0
+    stages, watch, plain, size = [], Watch(), Watch(), 0
+    data = os.urandom(2 * numbers_of(spec))
     with PeakMemory() as memory:
         for index in range(count):
             task, mix = Task(f"task-{index:04d}", (f"Do thing {index}.",)), torch.randn(8, generator=rng)
@@ -95,9 +101,18 @@ def write_runs(folder: Path, spec: AdapterSpec, count: int) -> list[Stage]:
                     path = writer.write(step, adapter, loss=1.0 / step, learning_rate=1e-3)
                 size += path.stat().st_size
             writer.finish(SNAPSHOTS)
+            with adding(plain):
+                (folder.parent / f"plain-{index}").write_bytes(data)
             if index + 1 in parts_of(count):
                 stages.append(Stage("write", index + 1, watch.seconds, watch.processor, size, memory.peak))
-    return stages
+    for index in range(count):
+        (folder.parent / f"plain-{index}").unlink()
+    return stages, len(data) * count / plain.seconds
+
+
+def numbers_of(spec: AdapterSpec) -> int:
+    """Numbers of an adapter."""
+    return sum(site.rank * (site.fan_in + site.fan_out) for site in spec.sites)
 
 
 @contextmanager
@@ -138,17 +153,6 @@ def plain_reading(files: Sequence[Path]) -> float:
         with path.open("rb", buffering=0) as file:
             size += file.readinto(buffer) or 0
     return size / (time.perf_counter() - began)
-
-
-def plain_writing(folder: Path, size: int, count: int) -> float:
-    """Bytes a second of writing so many new files of this size, not synced, as the store does."""
-    data, total = os.urandom(size), 0.0
-    for index in range(count):
-        began = time.perf_counter()
-        (folder / f"plain-{index}").write_bytes(data)
-        total += time.perf_counter() - began
-        (folder / f"plain-{index}").unlink()
-    return size * count / total
 
 
 # ---- stages
@@ -228,7 +232,7 @@ COLUMNS = (
 def measured(options: argparse.Namespace, folder: Path) -> Result:
     """Write the store, then every stage."""
     spec = spec_of_plan(options.layers)
-    numbers = sum(site.rank * (site.fan_in + site.fan_out) for site in spec.sites)
+    numbers = numbers_of(spec)
     count = max(4, round(options.gigabytes * 1e9 / (2 * numbers * SNAPSHOTS)))
     recipe = Recipe(name="large", output=str(folder / "run"))
     recipe = replace(
@@ -237,8 +241,8 @@ def measured(options: argparse.Namespace, folder: Path) -> Result:
         codec=replace(recipe.codec, width=options.width),
     )
     recipe.folder.mkdir(parents=True)
-    stages = write_runs(recipe.store_folder, spec, count)
-    limits = {"writing": plain_writing(recipe.folder, 2 * numbers, min(64, SNAPSHOTS * count))}
+    stages, writing = write_runs(recipe.store_folder, spec, count)
+    limits = {"writing": writing}
     files = files_of(TrajectoryStore(recipe.store_folder).trajectories())
     forget(files)
     limits["disk"] = plain_reading(files)

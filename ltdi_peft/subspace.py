@@ -38,40 +38,66 @@ class StreamingSubspace:
     def __init__(self, dim: int, width: int) -> None:
         self.width = width
         self.keep = min(dim, width + width // 2)  # what a later block may still lift into the first `width`
-        self.shape = (self.keep + max(width, SMALLEST_BLOCK), dim) if dim > width else (0, dim)
-        # With the product that replaces the kept rows.
+        self.block = max(width, SMALLEST_BLOCK)
+        self.shape = (self.keep + self.block, dim) if dim > width else (0, dim)
+        # With the second place for kept rows, which a merge writes while it reads the first.
         self.bytes = 8 * dim * (self.shape[0] + self.keep) if dim > width else 0
-        self._rows = torch.empty(0, dim, dtype=torch.float64)  # allocated by `add`, released by `basis`
+        # Rows 0 … keep − 1, the place for their successors, and the later rows; allocated by `add`.
+        self._kept, self._spare, self._fresh = torch.empty(3, 0, dim, dtype=torch.float64)
         self._filled = 0
+        self._squares = torch.empty(
+            0, dtype=torch.float64
+        )  # of the first rows, which a merge left orthogonal
         self.energy = self.lost = 0.0
 
     def add(self, x: Float[Tensor, " dim"]) -> None:
         """Take one vector (a copy)."""
         self.energy += float(x @ x)
-        if self.shape[0] == 0:
+        rows, dim = self.shape
+        if rows == 0:
             return
         if self._filled == 0:
-            self._rows = torch.empty(self.shape, dtype=torch.float64)
-        if self._filled == len(self._rows):
-            _, rows, lost = self._strongest(self.keep)
+            self._kept, self._spare = torch.empty(2, self.keep, dim, dtype=torch.float64)
+            self._fresh = torch.empty(self.block, dim, dtype=torch.float64)
+        if self._filled == rows:
+            _, lost = self._merge(self.keep)
             self.lost += lost
-            self._filled = len(rows)
-            self._rows[: self._filled] = rows
-        self._rows[self._filled] = x
+        if self._filled < self.keep:
+            self._kept[self._filled] = x
+        else:
+            self._fresh[self._filled - self.keep] = x
         self._filled += 1
 
-    def _strongest(self, count: int) -> tuple[Float[Tensor, " found"], Float[Tensor, "found dim"], float]:
-        """Squared singular values, descending, scaled right singular vectors, and the energy of the others.
+    def _merge(self, count: int) -> tuple[Float[Tensor, "found dim"], float]:
+        """Replace the rows by at most `count` scaled right singular vectors; these, and the energy of others.
 
         From the Gram matrix, whose trace is the energy of all rows.
         """
-        rows = self._rows[: self._filled]
-        gram = rows @ rows.mT
-        values, vectors = torch.linalg.eigh(gram)
+        kept, fresh = self._kept[: self._filled], self._fresh[: max(0, self._filled - self.keep)]
+        values, vectors, energy = self._decomposed(kept, fresh)
         values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
         found = values > RESOLVED**2 * values[0]
-        lost = float(gram.trace() - values[found].sum())
-        return values[found], vectors[:, found].mT @ rows, lost
+        self._squares, turn = values[found], vectors[:, found].mT
+        rows = torch.mm(turn[:, : len(kept)], kept, out=self._spare[: len(turn)])
+        rows.addmm_(turn[:, len(kept) :], fresh)
+        self._kept, self._spare, self._filled = self._spare, self._kept, len(rows)
+        return rows, energy - float(self._squares.sum())
+
+    def _decomposed(
+        self, kept: Float[Tensor, "kept dim"], fresh: Float[Tensor, "fresh dim"]
+    ) -> tuple[Float[Tensor, " row"], Float[Tensor, "row row"], float]:
+        """Eigenvalues, ascending, and eigenvectors of the rows' Gram matrix, and its trace.
+
+        Rows that a merge left are orthogonal up to the rounding of a Gram matrix, so their products are known;
+        what lies above the diagonal is not read.
+        """
+        orthogonal, first = len(self._squares), len(kept)
+        gram = kept.new_zeros(self._filled, self._filled)
+        gram[:orthogonal, :orthogonal] = self._squares.diag()
+        gram[orthogonal:first, :first] = kept[orthogonal:] @ kept.mT
+        gram[first:, :first] = fresh @ kept.mT
+        gram[first:, first:] = fresh @ fresh.mT
+        return (*torch.linalg.eigh(gram, UPLO="L"), float(gram.trace()))
 
     def basis(self) -> tuple[float, Float[Tensor, "found dim"] | None]:
         """Energy on, and at most `width` orthonormal rows (strongest first, largest entry > 0), or None.
@@ -80,11 +106,12 @@ class StreamingSubspace:
         """
         if self.shape[0] == 0:
             return self.energy, None
-        energies, rows, _ = self._strongest(self.width)
-        self._rows = self._rows.new_empty(0, self.shape[1])
+        rows, _ = self._merge(self.width)
+        energy = float(self._squares.sum())
+        self._kept, self._spare, self._fresh = torch.empty(3, 0, self.shape[1], dtype=torch.float64)
         # QR restores the orthogonality that a Gram matrix loses for weak rows: 1e-16·(σ_1/σ_i)².
         q = torch.linalg.qr(rows.mT)[0].mT
-        return float(energies.sum()), q.gather(1, q.abs().argmax(1, keepdim=True)).sign() * q
+        return energy, q.gather(1, q.abs().argmax(1, keepdim=True)).sign() * q
 
 
 def site_groups(subspaces: Sequence[StreamingSubspace], spec: AdapterSpec, budget: int) -> list[list[int]]:

@@ -31,6 +31,7 @@ from ltdi_peft.adapter import (
     site_norms,
     spec_of,
 )
+from ltdi_peft.spec import all_finite
 
 
 def assert_same_adapter(got, expected):
@@ -534,3 +535,12 @@ def test_four_bit_base_layers_are_sites(tiny_base, probe_ids):
     moved = {name: (a, torch.ones_like(b)) for name, (a, b) in adapter.items()}
     attach(model, spec, moved, "second")
     prove_loaded(model, spec, moved, probe_ids, adapter_name="second")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_is_not_finite_is_seen_and_large_sums_are_not_taken_for_it(dtype):
+    most = torch.finfo(dtype).max
+    assert all_finite(torch.full((1000,), most, dtype=dtype))  # their sum is infinite
+    assert all_finite(torch.empty(0, dtype=dtype))
+    for bad in ([torch.inf], [-torch.inf], [torch.nan], [torch.inf, -torch.inf]):
+        assert not all_finite(torch.tensor([1.0, *bad, -most], dtype=dtype))

@@ -437,9 +437,31 @@ def test_streaming_buffers_are_bounded():
     subspace = StreamingSubspace(300, 8)
     for x in torch.randn(1000, 300, generator=seeded(1), dtype=torch.float64):
         subspace.add(x)
-    assert subspace._rows.nbytes <= subspace.bytes < 1000 * 300 * 8 / 8
+    assert held_bytes(subspace) == subspace.bytes < 1000 * 300 * 8 / 8
     assert subspace.basis()[1].shape == (8, 300)
-    assert subspace._rows.nbytes == 0
+    assert held_bytes(subspace) == 0
+
+
+def held_bytes(subspace):
+    return sum(rows.nbytes for rows in (subspace._kept, subspace._spare, subspace._fresh))
+
+
+@pytest.mark.parametrize(
+    "count", [5, 12, 30, 77, 1000]
+)  # fewer than kept, in the block, merged never to often
+def test_the_subspace_of_few_directions_is_exact(count):
+    directions = torch.randn(7, 300, generator=seeded(2), dtype=torch.float64)
+    rows = torch.randn(count, 7, generator=seeded(3), dtype=torch.float64) @ directions
+    subspace = StreamingSubspace(300, 8)
+    for x in rows:
+        subspace.add(x)
+    energy, basis = subspace.basis()
+    _, values, expected = torch.linalg.svd(rows, full_matrices=False)
+    found = min(count, 7)
+    assert_close(energy, float(values.square().sum()), rtol=1e-12, atol=0)
+    assert_close(basis @ basis.mT, torch.eye(found).double(), rtol=0, atol=1e-12)
+    assert_close((basis @ expected[:found].mT).abs(), torch.eye(found).double(), rtol=0, atol=1e-9)
+    assert subspace.lost == pytest.approx(0, abs=1e-9 * energy)
 
 
 def test_a_stream_that_cannot_be_repeated_is_refused():
