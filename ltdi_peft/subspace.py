@@ -88,8 +88,8 @@ class StreamingSubspace:
     ) -> tuple[Float[Tensor, " row"], Float[Tensor, "row row"], float]:
         """Eigenvalues, ascending, and eigenvectors of the rows' Gram matrix, and its trace.
 
-        Rows that a merge left are orthogonal up to the rounding of a Gram matrix, so their products are known;
-        what lies above the diagonal is not read.
+        Rows that a merge left are orthogonal up to the rounding of a Gram matrix, so their products are
+        known; what lies above the diagonal is not read.
         """
         orthogonal, first = len(self._squares), len(kept)
         gram = kept.new_zeros(self._filled, self._filled)
