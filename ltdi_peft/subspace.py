@@ -45,9 +45,8 @@ class StreamingSubspace:
         # Rows 0 … keep − 1, the place for their successors, and the later rows; allocated by `add`.
         self._kept, self._spare, self._fresh = torch.empty(3, 0, dim, dtype=torch.float64)
         self._filled = 0
-        self._squares = torch.empty(
-            0, dtype=torch.float64
-        )  # of the first rows, which a merge left orthogonal
+        # σ² of the first rows, which a merge left orthogonal.
+        self._squares = torch.empty(0, dtype=torch.float64)
         self.energy = self.lost = 0.0
 
     def add(self, x: Float[Tensor, " dim"]) -> None:
