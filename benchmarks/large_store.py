@@ -87,7 +87,7 @@ def write_runs(folder: Path, spec: AdapterSpec, count: int) -> tuple[list[Stage]
     store, start = TrajectoryStore(folder), random_adapter(spec, 0)
     parts, rng = [random_adapter(spec, seed) for seed in range(1, 9)], torch.Generator().manual_seed(0)
     stages, watch, plain, size = [], Watch(), Watch(), 0
-    data = os.urandom(2 * numbers_of(spec))
+    data = os.urandom(2 * spec.numbers)
     with PeakMemory() as memory:
         for index in range(count):
             task, mix = Task(f"task-{index:04d}", (f"Do thing {index}.",)), torch.randn(8, generator=rng)
@@ -108,11 +108,6 @@ def write_runs(folder: Path, spec: AdapterSpec, count: int) -> tuple[list[Stage]
     for index in range(count):
         (folder.parent / f"plain-{index}").unlink()
     return stages, len(data) * count / plain.seconds
-
-
-def numbers_of(spec: AdapterSpec) -> int:
-    """Numbers of an adapter."""
-    return sum(site.rank * (site.fan_in + site.fan_out) for site in spec.sites)
 
 
 @contextmanager
@@ -232,7 +227,7 @@ COLUMNS = (
 def measured(options: argparse.Namespace, folder: Path) -> Result:
     """Write the store, then every stage."""
     spec = spec_of_plan(options.layers)
-    numbers = numbers_of(spec)
+    numbers = spec.numbers
     count = max(4, round(options.gigabytes * 1e9 / (2 * numbers * SNAPSHOTS)))
     recipe = Recipe(name="large", output=str(folder / "run"))
     recipe = replace(

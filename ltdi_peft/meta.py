@@ -73,7 +73,7 @@ def inner_loop(parameters: list[nn.Parameter], unit: InnerLoss, config: ReptileC
 def mean_over_processes(total: Float[Tensor, " parameter"], count: int) -> Float[Tensor, " parameter"]:
     """total / count, both summed over all processes by one all-reduce; counts may differ, even be zero."""
     joined = torch.cat([total, total.new_tensor([count])])
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(joined)
     if joined[-1] == 0:
         raise ValueError("a REPTILE step needs at least one unit on one of the processes, got none.")

@@ -63,7 +63,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "machine": f"{device.type}, {threads} threads" if device.type == "cpu" else device.type,
         "tasks": {split: len(about.tasks(split)) for split in SPLITS},
         "runs": {"training": about.training_runs, "held_out": about.held_out_runs},
-        "adapter": {"sites": len(about.spec.sites), "numbers": adapter_numbers(about)},
+        "adapter": {"sites": len(about.spec.sites), "numbers": about.spec.numbers},
         "steps": steps(about),
         "bytes": files,
         "memory_bytes": memory(about, forecast, device),
@@ -91,11 +91,6 @@ def not_counted(recipe: Recipe) -> list[str]:
 
 
 # ---- bytes
-
-
-def adapter_numbers(about: Shapes) -> int:
-    """Numbers of one adapter."""
-    return sum(site.rank * (site.fan_in + site.fan_out) for site in about.spec.sites)
 
 
 def snapshots_a_run(recipe: Recipe) -> int:

@@ -65,6 +65,11 @@ class AdapterSpec:
                 f"AdapterSpec.sites are the token order: non-empty, sorted and unique; got {names}."
             )
 
+    @property
+    def numbers(self) -> int:
+        """Of one adapter, A and B of all sites."""
+        return sum(site.rank * (site.fan_in + site.fan_out) for site in self.sites)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         sites = [asdict(site) for site in self.sites]

@@ -446,9 +446,8 @@ def held_bytes(subspace):
     return sum(rows.nbytes for rows in (subspace._kept, subspace._spare, subspace._fresh))
 
 
-@pytest.mark.parametrize(
-    "count", [5, 12, 30, 77, 1000]
-)  # fewer than kept, in the block, merged never to often
+# 12 rows are kept, 64 more fit: fewer than kept, all of these, some of the others, one merge, many.
+@pytest.mark.parametrize("count", [5, 12, 30, 77, 1000])
 def test_the_subspace_of_few_directions_is_exact(count):
     directions = torch.randn(7, 300, generator=seeded(2), dtype=torch.float64)
     rows = torch.randn(count, 7, generator=seeded(3), dtype=torch.float64) @ directions
