@@ -8,8 +8,9 @@ Adapters of 3.4 M numbers (a 7-billion model with grouped attention, 32 layers, 
 B trained, 16 snapshots a run in 16 bit. Only the number of runs is smaller than in the plan: 54 GB are 500.
 The limit: reading the same files in the same order, byte by byte into one buffer, from the disk (the page
 cache dropped for them) and from the page cache; of writing: a file of the same size, without the library,
-after every run. Memory and the exponent of time are from a quarter, half and all of the runs; processor
-seconds count all threads.
+after every run; and where a stage multiplies matrices, the time that its products need at the rate of large
+square ones, measured here. Memory and the exponent of time are from a quarter, half and all of the runs;
+processor seconds count all threads.
 """
 
 import argparse
@@ -23,12 +24,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from common import PeakMemory, Result, Watch, parser_of, publish, slope, timed
+from common import PeakMemory, Result, Watch, parser_of, product_rate, publish, slope, timed
 
 from ltdi_peft.config import Recipe
 from ltdi_peft.prepare import encode_targets, fit_codec, norm_range
 from ltdi_peft.spec import Adapter, AdapterSpec, Site
 from ltdi_peft.store import Trajectory, TrajectoryStore
+from ltdi_peft.subspace import StreamingSubspace
 from ltdi_peft.task import Task
 
 LAYERS, RANK, SNAPSHOTS, PLANNED = 32, 8, 16, 500
@@ -47,6 +49,7 @@ class Stage:
     processor: float  # seconds of all threads, which other load disturbs less
     size: int  # bytes of the snapshots that it has to read or write
     peak: int  # bytes of anonymous memory
+    flop: tuple[float, float] = (0.0, 0.0)  # of products in float64, in float32
 
 
 def spec_of_plan(layers: int) -> AdapterSpec:
@@ -153,10 +156,36 @@ def plain_reading(files: Sequence[Path]) -> float:
 # ---- stages
 
 
+def fit_flop(spec: AdapterSpec, count: int, width: int) -> tuple[float, float]:
+    """Of a codec's fit on `count` adapters: its merges in float64; in float32 what they dropped, measured."""
+    total = 0.0
+    for site in spec.sites:
+        dim = site.rank * (site.fan_in + site.fan_out)
+        one = StreamingSubspace(dim, width)
+        known, rows = 0, min(count, one.keep + one.block)  # of orthogonal rows the products are known
+        left = count - rows
+        while True:
+            new = rows - known
+            kept = one.keep if left else width
+            total += 2 * dim * (new * known + new * new + kept * rows)
+            if not left:
+                break
+            known, rows = one.keep, one.keep + min(left, one.block)
+            left -= rows - known
+        total += 4 * dim * width**2
+    return total, 2.0 * count * width * spec.numbers
+
+
+def encode_flop(spec: AdapterSpec, count: int, width: int) -> tuple[float, float]:
+    """Of encoding: the Gram matrix of each basis once, and a product of each adapter with the bases."""
+    return 2.0 * width**2 * spec.numbers, 2.0 * count * width * spec.numbers
+
+
 def reading_stages(recipe: Recipe, cold: bool) -> Iterator[Stage]:
     """Every reading stage over a quarter, half and all of the runs."""
     store = TrajectoryStore(recipe.store_folder)
     everything = store.trajectories()
+    spec, width = everything[0].spec, int(recipe.codec.width or 0)
     for count in parts_of(len(everything)):
         runs = everything[:count]
         size = sum(path.stat().st_size for path in files_of(runs))
@@ -164,9 +193,14 @@ def reading_stages(recipe: Recipe, cold: bool) -> Iterator[Stage]:
         wanted = sum(path.stat().st_size for path in targets)
         last = sum(run.snapshots[-1].path.stat().st_size for run in runs)
         ids = [run.run_id for run in runs]
+        flop = {
+            "codec fit": fit_flop(spec, len(runs) * SNAPSHOTS, width),
+            "encode": encode_flop(spec, len(targets), width),
+        }
         work: dict[str, tuple[int, Callable[[], object]]] = {
             "index": (0, lambda ids=ids: [store.trajectory(run_id) for run_id in ids]),
-            "codec fit": (size, lambda runs=runs: fit_codec(recipe, runs)),
+            # Once for the directions, once for the energy that they keep.
+            "codec fit": (2 * size, lambda runs=runs: fit_codec(recipe, runs)),
             "encode": (wanted, lambda runs=runs: encode_targets(recipe, fit_codec(recipe, runs), runs)),
             "norms for training": (last, lambda runs=runs: norm_range(runs)),
             "tokens for training": (
@@ -177,9 +211,12 @@ def reading_stages(recipe: Recipe, cold: bool) -> Iterator[Stage]:
         for name, (needed, do) in work.items():
             if cold:
                 forget(files_of(runs))
+            elif name == "index":
+                do()  # the headers of runs that no stage has read yet lie on the disk
             with PeakMemory() as memory, timed(torch.device("cpu")) as watch:
                 do()
-            yield Stage(name, count, watch.seconds, watch.processor, needed, memory.peak)
+            taken = watch.seconds, watch.processor
+            yield Stage(name, count, *taken, needed, memory.peak, flop.get(name, (0.0, 0.0)))
 
 
 def table(stages: Sequence[Stage], limits: dict[str, float]) -> list[tuple[str, ...]]:
@@ -188,8 +225,9 @@ def table(stages: Sequence[Stage], limits: dict[str, float]) -> list[tuple[str, 
     for name in dict.fromkeys(stage.name for stage in stages):
         own = [stage for stage in stages if stage.name == name]
         last, counts = own[-1], [stage.runs for stage in own]
-        rate = last.size / last.seconds
-        limit = limits["writing" if name == "write" else "reading"]
+        moving = last.size / limits["writing" if name == "write" else "reading"]
+        rates = limits["float64"], limits["float32"]
+        products = sum(flop / rate for flop, rate in zip(last.flop, rates, strict=True))
         grows = slope(counts, [max(stage.processor, 1e-4) for stage in own])
         rows.append(
             (
@@ -197,9 +235,10 @@ def table(stages: Sequence[Stage], limits: dict[str, float]) -> list[tuple[str, 
                 f"{last.seconds:.1f}",
                 f"{last.processor:.1f}",
                 f"{last.size / 1e9:.2f}" if last.size else "",
-                f"{rate / 1e6:.0f}" if last.size else "",
-                f"{limit / 1e6:.0f}" if last.size else "",
-                f"{rate / limit:.0%}" if last.size else "",
+                f"{last.size / last.seconds / 1e6:.0f}" if last.size else "",
+                f"{moving:.1f}" if last.size else "",
+                f"{products:.1f}" if products else "",
+                f"{(moving + products) / last.seconds:.0%}" if last.size else "",
                 f"{grows:.2f}",
                 f"{own[0].peak / 1e6:.0f} → {last.peak / 1e6:.0f}",
                 "yes" if last.peak <= MOST else "**no**",
@@ -215,8 +254,9 @@ COLUMNS = (
     "processor s",
     "GB",
     "MB/s",
-    "limit, MB/s",
-    "share",
+    "plain files alone, s",
+    "products alone, s",
+    "both, of its seconds",
     "time ∝ runs to the",
     "anonymous MB, ¼ → all",
     "≤ 2 GB",
@@ -242,6 +282,8 @@ def measured(options: argparse.Namespace, folder: Path) -> Result:
     forget(files)
     limits["disk"] = plain_reading(files)
     limits["page cache"] = plain_reading(files[: max(1, round(4e9 / numbers / 2))])
+    limits["float64"] = product_rate(torch.float64, options.device)
+    limits["float32"] = product_rate(torch.float32, options.device)
     limits["reading"] = limits["disk" if options.cold else "page cache"]
     stages += reading_stages(recipe, options.cold)
     about = {"limits": limits, "stages": [vars(stage) for stage in stages]}
@@ -249,7 +291,9 @@ def measured(options: argparse.Namespace, folder: Path) -> Result:
         f"{count} runs of {SNAPSHOTS} snapshots of {numbers / 1e6:.1f} M numbers, "
         f"{sum(path.stat().st_size for path in files) / 1e9:.1f} GB, codec width {options.width}; plain "
         f"reading: disk {limits['disk'] / 1e6:.0f} MB/s, page cache {limits['page cache'] / 1e6:.0f} MB/s; "
-        f"{'disk' if options.cold else 'page cache'} is the limit of reading"
+        f"{'disk' if options.cold else 'page cache'} is the limit of reading; plain writing "
+        f"{writing / 1e6:.0f} MB/s; products {limits['float64'] / 1e9:.0f} GFLOP/s in float64, "
+        f"{limits['float32'] / 1e9:.0f} in float32"
     )
     return Result(title, COLUMNS, table(stages, limits), about)
 

@@ -221,7 +221,9 @@ class AdapterCodec:
         tokens = torch.zeros(len(adapters), len(self.frames), self.width)
         for site, frame in enumerate(self.frames):
             row = self._encoding_row(site)
-            x = torch.stack([frame.coordinates(adapter, where) for adapter, where in adapters])
+            x = torch.empty(len(adapters), frame.dim, dtype=torch.float64)
+            for vector, (adapter, where) in zip(x, adapters, strict=True):
+                frame.coordinates(adapter, where, vector)
             tokens[:, site, : row.used] = row.tokens(x)
         return tokens
 

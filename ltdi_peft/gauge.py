@@ -86,16 +86,30 @@ class Frame:
         """Number of coordinates."""
         return (self.a.numel() if self.weight_a else 0) + self.b.numel()
 
-    def coordinates(self, adapter: Sites, where: str) -> Float[Tensor, " dim"]:
-        """Float64 coordinates of the adapter's site, brought into the gauge; refuses what does not fit."""
+    def coordinates(
+        self, adapter: Sites, where: str, out: Float[Tensor, " dim"] | None = None
+    ) -> Float[Tensor, " dim"]:
+        """Float64 coordinates of the adapter's site, brought into the gauge; refuses what does not fit.
+
+        out: float64, where they go.
+        """
         a, b = site_factors(adapter, self.site, where)
         if self.gauge == "shared_a":
             _require_same_a(self, a, where)
         elif self.gauge != "shared_start":
             a, b = balanced(a, b)
             a, b = turned_to(self.reference, (a, b)) if self.reference else (a, b)
-        of_b = ((b - self.b) @ self.root).flatten()
-        return torch.cat([(self.weight_a * (a - self.a)).flatten(), of_b]) if self.weight_a else of_b
+        x = torch.empty(self.dim, dtype=torch.float64) if out is None else out
+        of_a, of_b = x.split([self.dim - self.b.numel(), self.b.numel()])
+        if self.weight_a:
+            of_a.view_as(a).copy_(a).sub_(self.a).mul_(self.weight_a)
+        # Copied first: a difference of float32 and float64 takes four times as long.
+        from_b = of_b.view_as(b).copy_(b).sub_(self.b)
+        if self.gauge == "shared_a":
+            from_b.copy_(from_b @ self.root)
+        else:
+            from_b.mul_(self.root[0, 0])  # a multiple of the identity
+        return x
 
     def factors(
         self, x: Float[Tensor, "batch dim"]

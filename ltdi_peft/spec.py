@@ -6,7 +6,7 @@ Idea: no list of layer names anywhere: the adapter itself says which linear laye
 Source: LoRA, arXiv:2106.09685 §4.1; rsLoRA's scaling, arXiv:2312.03732."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -127,22 +127,32 @@ def all_finite(weight: Tensor) -> bool:
     return all(math.isfinite(float(bound)) for bound in torch.aminmax(weight))
 
 
-def require_fit(weight: Tensor, shape: tuple[int, ...], where: str) -> None:
-    """Raise BrokenAdapterError unless one factor has this shape and is finite."""
+def require_shape(weight: Tensor, shape: tuple[int, ...], where: str) -> None:
+    """Raise BrokenAdapterError unless one factor has this shape."""
     if tuple(weight.shape) != shape:
         raise BrokenAdapterError(f"{where}: shape is {tuple(weight.shape)}, expected {shape}.")
+
+
+def require_fit(weight: Tensor, shape: tuple[int, ...], where: str) -> None:
+    """Raise BrokenAdapterError unless one factor has this shape and is finite."""
+    require_shape(weight, shape, where)
     if not all_finite(weight):
         bad = int((~torch.isfinite(weight)).sum())
         raise BrokenAdapterError(f"{where}: {bad} of {weight.numel()} values are NaN or infinite.")
 
 
-def check_adapter(spec: AdapterSpec, adapter: Adapter, where: str) -> None:
-    """Raise BrokenAdapterError unless `adapter` has exactly the spec's sites and shapes, all finite."""
+def check_adapter(
+    spec: AdapterSpec, adapter: Adapter, where: str, require: Callable[..., None] = require_fit
+) -> None:
+    """Raise BrokenAdapterError unless `adapter` has exactly the spec's sites and shapes, all finite.
+
+    require: `require_shape` leaves the values to the caller.
+    """
     require_sites({site.name for site in spec.sites}, set(adapter), where)
     for site in spec.sites:
         a, b = adapter[site.name]
-        require_fit(a, (site.rank, site.fan_in), f"{where}: site {site.name}, lora_A")
-        require_fit(b, (site.fan_out, site.rank), f"{where}: site {site.name}, lora_B")
+        require(a, (site.rank, site.fan_in), f"{where}: site {site.name}, lora_A")
+        require(b, (site.fan_out, site.rank), f"{where}: site {site.name}, lora_B")
 
 
 def require_same_spec(expected: AdapterSpec, got: AdapterSpec, where: str) -> None:

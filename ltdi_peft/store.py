@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from ltdi_peft.adapter import Adapter, AdapterSpec, check_adapter, require_same_spec
 from ltdi_peft.hub import download
-from ltdi_peft.spec import all_finite
+from ltdi_peft.spec import all_finite, require_shape
 from ltdi_peft.task import Task
 from ltdi_peft.trajectory import (
     FINISHED,
@@ -65,10 +65,11 @@ class RunWriter:
         where = f"run {self.run_id}, step {step}"
         if step <= self.last_written:
             raise ValueError(f"{where}: the last snapshot is at step {self.last_written}; steps must grow.")
-        check_adapter(self.spec, adapter, where)
+        check_adapter(self.spec, adapter, where, require_shape)
         tensors = flat(adapter)
         for name, start in self._frozen.items():
             if not torch.equal(tensors.pop(name), start):
+                check_adapter(self.spec, adapter, where)  # NaN differs from everything
                 raise ValueError(
                     f"{where}: {name} is declared frozen but differs from the start. "
                     "Record without freezing it, or stop changing it."
@@ -76,7 +77,8 @@ class RunWriter:
         dtype = DTYPES[self._manifest["dtype"]]
         tensors = {name: weight.to(dtype).contiguous() for name, weight in tensors.items()}
         for name, weight in tensors.items():
-            if dtype != torch.float32 and not all_finite(weight):  # finite before the cast
+            if not all_finite(weight):
+                check_adapter(self.spec, adapter, where)  # not finite before the cast: says so
                 raise ValueError(f"{where}: {name} overflows {self._manifest['dtype']}; record in float32.")
         path = self.path / snapshot_file(step)
         replace_file(path, save(tensors, metadata=snapshot_header(step, loss, learning_rate)))

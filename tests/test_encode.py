@@ -609,9 +609,13 @@ def test_save_and_load_are_bit_exact(gauge, basis_dtype, tmp_path):
     again.save(tmp_path / "two.safetensors")
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     assert (again.spec, again.gauge, again.width) == (codec.spec, gauge, 6)
+    for loaded, fitted_ in zip(again.bases, codec.bases, strict=True):
+        assert_close(loaded, fitted_, rtol=0, atol=0)
+    assert_close(again.scale, codec.scale, rtol=0, atol=0)
+    # A product's last digit depends on where its factors lie in memory, on some processors.
     tokens = codec.encode(adapters[0])
-    assert torch.equal(again.encode(adapters[0]), tokens)
-    assert_close(again.decode(tokens), codec.decode(tokens), rtol=0, atol=0)
+    assert_close(again.encode(adapters[0]), tokens, rtol=0, atol=1e-6)
+    assert_close(again.decode(tokens), codec.decode(tokens), rtol=0, atol=1e-6)
     assert_close(again.energy_kept, codec.energy_kept, rtol=0, atol=0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.safetensors", "two.safetensors"]  # no .partial
 
