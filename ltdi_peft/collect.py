@@ -27,7 +27,8 @@ from ltdi_peft.adapter import fresh_adapter, load_adapter_folder, require_base, 
 from ltdi_peft.base import Base, load_base, require_causal
 from ltdi_peft.batched import AdaptedBase, stack_adapters, unstack_adapter
 from ltdi_peft.config import FitConfig, Recipe, to_dict
-from ltdi_peft.fit import Pool, fit_steps, joined, make_pool
+from ltdi_peft.fit import FitState, Pool, fit_steps, joined, make_pool
+from ltdi_peft.fit_point import EVERY, POINT_FILE, FitPoint
 from ltdi_peft.launch import on_cpu
 from ltdi_peft.recording import Schedule
 from ltdi_peft.spec import Adapter, AdapterSpec
@@ -214,17 +215,34 @@ def shared_start(bench: Bench, *, progress: bool = True) -> Adapter:
     if not (folder / "adapter_config.json").is_file():
         tasks = tqdm(bench.suite.split("train"), desc="lower layers", disable=not progress, unit="task")
         pools = [bench.pool(task) for task in tasks]
-        adapter = multi_task_fit(bench, joined(pools), bench.recipe.collect.multi_task, progress=progress)
+        config = bench.recipe.collect.multi_task
+        # What else it depends on must not change between two collections (`require_same_settings`).
+        point = FitPoint(folder / POINT_FILE, {"fit": to_dict(config), "seed": bench.recipe.seed})
+        adapter = multi_task_fit(bench, joined(pools), config, point, progress=progress)
         save_adapter_folder(folder, bench.spec, adapter, overwrite=True)
+        point.remove()
     return load_adapter_folder(folder, expected=bench.spec)[1]
 
 
-def multi_task_fit(bench: Bench, pool: Pool, config: FitConfig, *, progress: bool = True) -> Adapter:
-    """One LoRA on all training tasks, A and B trained, from the fresh adapter."""
-    stacked = stack_adapters([bench.fresh], bench.adapted.device)
-    steps = fit_steps(bench.adapted, stacked, [pool], config, seeds=[bench.recipe.seed], train_a=True)
-    bar = tqdm(steps, total=config.steps, desc="multi-task adapter", disable=not progress, unit="step")
+def multi_task_fit(
+    bench: Bench, pool: Pool, config: FitConfig, point: FitPoint, *, progress: bool = True
+) -> Adapter:
+    """One LoRA on all training tasks, A and B trained, from the fresh adapter; goes on from `point`."""
+    stacked, state = stack_adapters([bench.fresh], bench.adapted.device), FitState()
+    point.load(state, stacked)
+    seeds = [bench.recipe.seed]
+    steps = fit_steps(bench.adapted, stacked, [pool], config, seeds=seeds, train_a=True, state=state)
+    bar = tqdm(
+        steps,
+        initial=state.step,
+        total=config.steps,
+        desc="multi-task adapter",
+        disable=not progress,
+        unit="step",
+    )
     for step in bar:
+        if step.index % EVERY == 0:
+            point.save(state, stacked, {}, [])
         if step.index % 20 == 0:
             bar.set_postfix(loss=f"{step.loss.item():.3f}")
     return unstack_adapter(stacked, 0)

@@ -10,7 +10,9 @@ Source: AdamW and clipping as `transformers.Trainer` does them; SAM, arXiv:2010.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -42,6 +44,14 @@ class FitStep:
     index: int
     loss: Float[Tensor, " adapter"]
     learning_rate: float
+
+
+@dataclass
+class FitState:
+    """Where a fit stands after a step; its factors are the caller's."""
+
+    step: int = 0  # steps done
+    moments: dict[int, dict[str, Any]] = field(default_factory=dict)  # AdamW's, of each factor
 
 
 def make_pool(base: AdaptedBase, task: Task, rows: int, *, plain: bool = True) -> Pool:
@@ -145,10 +155,12 @@ def fit_steps(
     *,
     seeds: Sequence[int],
     train_a: bool,
+    state: FitState | None = None,
 ) -> Iterator[FitStep]:
     """Train `stacked` in place, one optimiser step a yield. Adapter i draws from pools[i] with seeds[i].
 
-    `train_a` False leaves every A as it is. ValueError unless there is one pool and one seed an adapter.
+    `train_a` False leaves every A as it is. `state` is kept up to date; one that has steps goes on from
+    there. ValueError unless there is one pool and one seed an adapter.
     """
     adapters = next(iter(stacked.values()))[0].shape[0]
     if not len(pools) == len(seeds) == adapters:
@@ -159,8 +171,13 @@ def fit_steps(
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
     streams = [draws(pool, config, seed) for pool, seed in zip(pools, seeds, strict=True)]
     peak, shape = config.learning_rate, {"warmup": config.warmup, "schedule": config.schedule}
+    state = state or FitState()
+    if state.step:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state.moments})
+        for stream in streams:
+            next(islice(stream, state.step, state.step), None)  # draws that were used
     try:
-        for step in range(config.steps):
+        for step in range(state.step, config.steps):
             drawn = [(pool, i) for pool, stream in zip(pools, streams, strict=True) for i in next(stream)]
             rows, inputs = [pool.rows[i] for pool, i in drawn], [pool.inputs[i] for pool, i in drawn]
             rate = scheduled(peak, step, config.steps, **shape)
@@ -172,6 +189,7 @@ def fit_steps(
                 sharpen(base, rows, inputs, stacked, trained, config.sam_rho)
             clip_per_adapter(trained, config.max_grad_norm)
             optimizer.step()
+            state.step, state.moments = step + 1, optimizer.state_dict()["state"]
             yield FitStep(step + 1, loss, rate)
     finally:
         for factor in trained:

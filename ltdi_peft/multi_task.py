@@ -1,7 +1,7 @@
 """One LoRA for all training tasks: the multi-task rival at two ranks, and what the answers' form alone buys.
 
 In: a bench with collected runs.  Out: adapters in `<output>/<method>/`, each with its plan and its validation
-curve in `curve.json`.
+curve in `curve.json`; what is being trained goes on after an interruption.
 Idea: a rival is only worth beating at its best, so each is trained on at least as many examples as all single
 runs together and the best of its curve on validation tasks is kept. What was made is never made again, and
 refused by a recipe with another plan.
@@ -21,11 +21,12 @@ from ltdi_peft.baselines import adapter_digest, mean_accuracy
 from ltdi_peft.batched import stack_adapters, unstack_adapter
 from ltdi_peft.collect import Bench, lay_out, shared_start
 from ltdi_peft.config import FitConfig, Recipe, to_dict
-from ltdi_peft.fit import Pool, fit_steps, joined, make_pool
+from ltdi_peft.fit import FitState, Pool, fit_steps, joined, make_pool
+from ltdi_peft.fit_point import POINT_FILE, FitPoint
 from ltdi_peft.score import make_sheet
 from ltdi_peft.spec import Adapter
 from ltdi_peft.task import Task
-from ltdi_peft.trajectory import json_bytes, read_json, replace_file
+from ltdi_peft.trajectory import flat, json_bytes, read_json, replace_file, unflat
 
 EVERY = 100  # steps between two validation scores
 VALIDATION_EXAMPLES = 24  # of each validation task, at each of these scores
@@ -157,9 +158,11 @@ def made_once(
     folder = bench.recipe.folder / name
     if not (folder / "curve.json").is_file():
         config = FitConfig(**plan["fit"])
-        adapter, curve = fit_multi_task(bench, start, tasks, config, name=name, progress=progress)
+        point = FitPoint(folder / POINT_FILE, plan)
+        adapter, curve = fit_multi_task(bench, start, tasks, config, point, name=name, progress=progress)
         save_adapter_folder(folder, bench.spec, adapter, overwrite=True)
         replace_file(folder / "curve.json", json_bytes({"plan": plan, "curve": curve}))
+        point.remove()
     report = read_json(folder / "curve.json")
     require_same_plan(folder, report["plan"], plan)
     shown = ("rule", "shortened", "rank", "examples")
@@ -182,25 +185,42 @@ def validation_tasks(bench: Bench) -> list[Task]:
 
 
 def fit_multi_task(
-    bench: Bench, start: Adapter, tasks: Sequence[Task], config: FitConfig, *, name: str, progress: bool
+    bench: Bench,
+    start: Adapter,
+    tasks: Sequence[Task],
+    config: FitConfig,
+    point: FitPoint,
+    *,
+    name: str,
+    progress: bool,
 ) -> tuple[Adapter, list[dict[str, int | float]]]:
-    """Train on `tasks` together; the best adapter on validation tasks (or the start) and the curve."""
+    """Train on `tasks` together; the best adapter on validation tasks (or the start) and the curve.
+
+    Goes on from `point`, which is written at every validation score.
+    """
     sheets = [
         make_sheet(bench.adapted, task.evaluation[:VALIDATION_EXAMPLES], task.held_out_prompts)
         for task in validation_tasks(bench)
     ]
     pool = shared_pool(bench, tasks, config, progress=progress)
     stacked = stack_adapters([start], bench.adapted.device)
-    best, curve = start, [{"step": 0, "accuracy": mean_accuracy(bench, sheets, stacked)}]
+    state = FitState()
+    if found := point.load(state, stacked):
+        best, curve = unflat(found[0], bench.spec), found[1]
+    else:
+        best, curve = start, [{"step": 0, "accuracy": mean_accuracy(bench, sheets, stacked)}]
     # A and B are both trained, whatever the gauge: the rival need not stay in the frame of the stored runs.
-    steps = fit_steps(bench.adapted, stacked, [pool], config, seeds=[bench.recipe.seed], train_a=True)
-    for step in tqdm(steps, total=config.steps, desc=name, disable=not progress, unit="step"):
+    seeds = [bench.recipe.seed]
+    steps = fit_steps(bench.adapted, stacked, [pool], config, seeds=seeds, train_a=True, state=state)
+    bar = tqdm(steps, initial=state.step, total=config.steps, desc=name, disable=not progress, unit="step")
+    for step in bar:
         if step.index % EVERY == 0 or step.index == config.steps:
             accuracy = mean_accuracy(bench, sheets, stacked)
             # Of equal ones the longest trained: without validation tasks every accuracy is 0.
             if accuracy >= max(point["accuracy"] for point in curve):
                 best = unstack_adapter(stacked, 0)
             curve.append({"step": step.index, "accuracy": accuracy})
+            point.save(state, stacked, flat(best), curve)
     return best, curve
 
 

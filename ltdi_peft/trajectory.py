@@ -175,8 +175,13 @@ def flat(adapter: Adapter) -> dict[str, Tensor]:
     }
 
 
+def unflat(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> Adapter:
+    """The inverse of `flat`."""
+    return {s.name: (tensors[f"{s.name}.lora_A"], tensors[f"{s.name}.lora_B"]) for s in spec.sites}
+
+
 def _pairs(tensors: dict[str, Tensor], spec: AdapterSpec, path: Path) -> Adapter:
-    adapter = {s.name: (tensors[f"{s.name}.lora_A"], tensors[f"{s.name}.lora_B"]) for s in spec.sites}
+    adapter = unflat(tensors, spec)
     check_adapter(spec, adapter, str(path))
     return adapter
 

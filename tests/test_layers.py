@@ -30,6 +30,7 @@ ROOMS = (  # from the top; a room may import those before it
     "batched",
     "score",
     "fit",
+    "fit_point",
     "launch",
     "collect",
     "calibrate",

@@ -1,15 +1,18 @@
 """LoRAs for all tasks: fair numbers of examples, the right answers or shuffled ones, made once."""
 
+import shutil
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from tiny_bench import SPLITS, collected, tiny_task
 
-from ltdi_peft import multi_task
+from ltdi_peft import fit, multi_task
 from ltdi_peft.baselines import adapter_digest, mean_accuracy
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.collect import shared_start
+from ltdi_peft.fit_point import POINT_FILE, FitPoint
 from ltdi_peft.multi_task import (
     multi_task_plan,
     shared_pool,
@@ -75,12 +78,71 @@ def test_multi_task_lora_keeps_its_best_and_is_made_once(bench, monkeypatch):
         train_multi_task_lora(changed(bench, multi_task_steps=8), progress=False)
 
 
-def test_of_equal_scores_the_longest_trained_stands(bench, monkeypatch):
+def test_of_equal_scores_the_longest_trained_stands(bench, monkeypatch, tmp_path):
     monkeypatch.setattr(multi_task, "mean_accuracy", lambda *args: 0.0)
     config = replace(bench.recipe.collect.multi_task, steps=2)
     about = {"name": "x", "progress": False}
-    best, _ = multi_task.fit_multi_task(bench, bench.fresh, bench.suite.split("train"), config, **about)
+    point = FitPoint(tmp_path / POINT_FILE, {})
+    best, _ = multi_task.fit_multi_task(
+        bench, bench.fresh, bench.suite.split("train"), config, point, **about
+    )
     assert all(b.abs().max() > 0 for _, b in best.values())
+
+
+class Stopped(Exception):
+    """What a kill looks like from within."""
+
+
+def stop_after(monkeypatch, module, name, calls):
+    """The function of this name works `calls` times, then the program is stopped."""
+    do, count = getattr(module, name), [0]
+
+    def counted(*args, **kwargs):
+        count[0] += 1
+        if count[0] > calls:
+            raise Stopped
+        return do(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, counted)
+
+
+def test_an_interrupted_training_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    bench = changed(collected(tmp_path / "run"), multi_task_steps=9)
+    monkeypatch.setattr(multi_task, "EVERY", 2)
+    whole, report = train_multi_task_lora(bench, progress=False)
+    folder = bench.recipe.folder / "multi_task_lora"
+    assert not (folder / POINT_FILE).exists()
+    shutil.rmtree(folder)
+    with monkeypatch.context() as patched:
+        stop_after(patched, multi_task, "mean_accuracy", 4)  # at 0, 2, 4, 6: at 8 it is stopped
+        with pytest.raises(Stopped):
+            train_multi_task_lora(bench, progress=False)
+    with pytest.raises(ValueError, match=r"unfinished.safetensors was written with another .*Remove it"):
+        train_multi_task_lora(changed(bench, multi_task_steps=7), progress=False)
+    with monkeypatch.context() as patched:
+        stop_after(patched, multi_task, "mean_accuracy", 2)  # at 8 and 9 alone
+        again, resumed = train_multi_task_lora(bench, progress=False)
+    assert resumed == report
+    assert adapter_digest(again) == adapter_digest(whole)
+    assert not (folder / POINT_FILE).exists()
+
+
+def test_an_interrupted_start_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    bench = collected(tmp_path / "run")
+    whole, folder = shared_start(bench, progress=False), bench.recipe.folder / "start"
+    shutil.rmtree(folder)
+    # The package's name `collect` is the function.
+    monkeypatch.setattr(sys.modules["ltdi_peft.collect"], "EVERY", 1)
+    with monkeypatch.context() as patched:
+        stop_after(patched, FitPoint, "save", 3)
+        with pytest.raises(Stopped):
+            shared_start(bench, progress=False)
+    assert (folder / POINT_FILE).is_file()
+    with monkeypatch.context() as patched:
+        stop_after(patched, fit, "backward", 1)  # the fourth of four steps
+        again = shared_start(bench, progress=False)
+    assert adapter_digest(again) == adapter_digest(whole)
+    assert not (folder / POINT_FILE).exists()
 
 
 # ---- at four times the rank
