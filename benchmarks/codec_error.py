@@ -1,20 +1,25 @@
 """Codec error against width and gauge, on adapters that the codec was not fitted on.
 
     python benchmarks/codec_error.py STORE [--widths 8 16 32 64 128] [--gauges shared_a …] [--targets 3]
+    python benchmarks/codec_error.py --plan 24    random adapters of the plan's size, 3.4 M numbers
 
-In: a trajectory store with ≥ 2 tasks; every fifth task (by name) is held out.
+In: a trajectory store with ≥ 2 tasks; every fifth task (by name) is held out. With --plan so many runs are
+written to a store of their own first: combinations of 48 adapters, the i-th weighted 1/i, in 16 bit.
 Out: a Markdown table: relative ΔW error of held-out and of fitted adapters, time per adapter, size; beside a
 basis from `torch.svd_lowrank` over all coordinates in memory at once (same codec, only the basis differs).
 """
 
-import argparse
 import resource
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from common import Result, parser_of, publish
+from large_store import LAYERS, spec_of_plan, write_runs
+from tqdm import tqdm
 
 from ltdi_peft.distance import delta_w_distance
 from ltdi_peft.encode import AdapterCodec, round_trip
@@ -24,6 +29,7 @@ from ltdi_peft.store import TrajectoryStore
 from ltdi_peft.trajectory import Trajectory
 
 HOLD_OUT_EVERY = 5  # tasks
+PARTS, DECAY = 48, 1.0  # of what --plan writes
 COLUMNS = (
     "gauge",
     "width",
@@ -85,7 +91,7 @@ def milliseconds(start: float, count: int) -> float:
 
 def row(
     gauge: str, width: int, fit_on: Sequence[Adapter], held_out: Sequence[Adapter], first: Trajectory
-) -> list:
+) -> tuple[str, ...]:
     """One line of the table."""
     spec = first.spec
     start = {"canonical": None, "reference": fit_on[0]}.get(gauge, first.start())
@@ -103,9 +109,9 @@ def row(
     for token in tokens:
         codec.decode(token)
     decode_time = milliseconds(clock, len(held_out))
-    return [
+    return (
         gauge,
-        width,
+        str(width),
         f"{error(codec, held_out, spec):.4f}",
         f"{error(codec, fit_on, spec):.4f}",
         f"{float(codec.energy_kept.mean()):.4f}",
@@ -115,11 +121,11 @@ def row(
         f"{encode_time:.1f}",
         f"{decode_time:.1f}",
         f"{sum(basis.nbytes for basis in codec.bases if basis is not None) / 1e6:.1f}",
-    ]
+    )
 
 
-def table(store: Path, widths: Sequence[int], gauges: Sequence[str], targets: int) -> Iterator[str]:
-    """Lines of the Markdown table, each when it is measured."""
+def measured(store: Path, widths: Sequence[int], gauges: Sequence[str], targets: int) -> Result:
+    """The table, printed line by line as it is measured."""
     runs = TrajectoryStore(store, create=False).trajectories()
     tasks = sorted({run.task.name for run in runs})
     if len(tasks) < 2:
@@ -131,30 +137,40 @@ def table(store: Path, widths: Sequence[int], gauges: Sequence[str], targets: in
     out = set(tasks[HOLD_OUT_EVERY - 1 :: HOLD_OUT_EVERY] or tasks[-1:])
     fit_on = list(adapters_of([run for run in runs if run.task.name not in out], targets))
     held_out = list(adapters_of([run for run in runs if run.task.name in out], targets))
-    yield f"{len(fit_on)} adapters fitted, {len(held_out)} of {len(out)} other tasks held out"
-    yield f"{len(runs[0].spec.sites)} sites, {torch.get_num_threads()} threads\n"
-    yield "| " + " | ".join(COLUMNS) + " |"
-    yield "|" + "---|" * len(COLUMNS)
-    for gauge in gauges or possible_gauges(runs):
-        for width in widths:
-            yield "| " + " | ".join(str(cell) for cell in row(gauge, width, fit_on, held_out, runs[0])) + " |"
-    yield f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB (Linux)"
+    pairs = [(gauge, width) for gauge in gauges or possible_gauges(runs) for width in widths]
+    bar = tqdm(pairs, desc="gauges and widths", unit="codec")
+    rows = [row(gauge, width, fit_on, held_out, runs[0]) for gauge, width in bar]
+    spec = runs[0].spec
+    title = (
+        f"{len(fit_on)} adapters of {len(spec.sites)} sites, {spec.numbers / 1e6:.2f} M numbers, fitted; "
+        f"{len(held_out)} of {len(out)} other tasks held out"
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # MB, on Linux
+    return Result(title, COLUMNS, rows, {"peak memory, MB": peak})
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("store", type=Path)
+    parser = parser_of(__doc__)
+    parser.add_argument("store", type=Path, nargs="?")
+    parser.add_argument("--plan", type=int, metavar="RUNS", help="no store: random runs of the plan's size")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="of --plan; fewer: a quick try")
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     parser.add_argument(
         "--gauges", nargs="+", choices=GAUGES, default=[], help="default: all that the runs allow"
     )
     parser.add_argument("--targets", type=int, default=3, help="snapshots of a run, at equal progress")
     options = parser.parse_args()
-    for line in table(options.store, options.widths, options.gauges, options.targets):
-        print(line, flush=True)
+    if (options.store is None) == (options.plan is None):
+        parser.error("name a store, or --plan with a number of runs; one of the two")
+    about = options.widths, options.gauges, options.targets
+    if options.store:
+        publish(measured(options.store, *about), options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "store"
+        write_runs(store, spec_of_plan(options.layers), options.plan, parts=PARTS, decay=DECAY)
+        publish(measured(store, *about), options)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ stage_many() { bench many_at_once many_at_once.py "${many[@]}" "${start[@]}"; }
 stage_many_float32() { bench many_at_once_float32 many_at_once.py "${many[@]}" --base.dtype=float32 "${start[@]}"; }
 stage_generation() { bench generation generation.py "$GENERATOR" --batches "${batches[@]}"; }
 stage_training() { bench generator_training generator_training.py "$RECIPE" "${training[@]}"; }
-stage_codec() { timeout "$LIMIT" "$PYTHON" benchmarks/codec_error.py "$STORE" --widths "${widths[@]}"; }
+stage_codec() { bench codec codec_error.py "$STORE" --widths "${widths[@]}"; }
 stage_store() { bench large_store large_store.py --folder "$OUT" "${store[@]}"; }
 stage_wire() { bench wire wire.py; }
 stage_recorder() { timeout "$LIMIT" "$PYTHON" benchmarks/recorder_overhead.py "${recorder[@]}"; }

@@ -81,25 +81,31 @@ def between(start: Adapter, parts: Sequence[Adapter], mix: Sequence[float]) -> A
     return out
 
 
-def write_runs(folder: Path, spec: AdapterSpec, count: int) -> tuple[list[Stage], float]:
+def write_runs(
+    folder: Path, spec: AdapterSpec, count: int, *, parts: int = 8, decay: float = 0.0
+) -> tuple[list[Stage], float]:
     """Fill the store; only the library's own calls are timed. With it: bytes a second of plain writing.
+
+    Runs are combinations of `parts` random adapters, the i-th weighted i^-decay.
 
     Plain files are written between the runs and stay until the end: pages that a removed file gave back are
     written ten times faster than those that the system has to find.
     """
     store, start = TrajectoryStore(folder), random_adapter(spec, 0)
-    parts, rng = [random_adapter(spec, seed) for seed in range(1, 9)], torch.Generator().manual_seed(0)
+    drawn, rng = [random_adapter(spec, seed + 1) for seed in range(parts)], torch.Generator().manual_seed(0)
+    weights = torch.arange(1, parts + 1) ** -decay
     stages, watch, plain, size = [], Watch(), Watch(), 0
     data = os.urandom(2 * spec.numbers)
     with PeakMemory() as memory:
         for index in range(count):
-            task, mix = Task(f"task-{index:04d}", (f"Do thing {index}.",)), torch.randn(8, generator=rng)
+            task = Task(f"task-{index:04d}", (f"Do thing {index}.",))
+            mix = weights * torch.randn(parts, generator=rng)
             about = {"seed": 0, "planned_steps": SNAPSHOTS, "dtype": "float16"}
             with adding(watch):
                 writer = store.start_run(spec, task, start=start, **about)
             for step in range(1, SNAPSHOTS + 1):
-                noisy = (mix * step / SNAPSHOTS + 0.02 * torch.randn(8, generator=rng)).tolist()
-                adapter = between(start, parts, noisy)
+                noise = 0.02 * weights * torch.randn(parts, generator=rng)
+                adapter = between(start, drawn, (mix * step / SNAPSHOTS + noise).tolist())
                 with adding(watch):
                     path = writer.write(step, adapter, loss=1.0 / step, learning_rate=1e-3)
                 size += path.stat().st_size

@@ -27,6 +27,7 @@ from ltdi_peft.subspace import StreamingSubspace
 from ltdi_peft.task import Task
 
 # Other ranks, alphas, shapes and scalings (alpha/rank and alpha/√rank) at every site: a rank pattern.
+BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 SPEC = AdapterSpec(
     base_model="tiny/llama",
     sites=(
@@ -731,21 +732,21 @@ def test_bad_choices_are_refused():
         AdapterCodec.fit(lambda: [START], silent, None, gauge="canonical", width=4)
 
 
-def test_the_benchmark_prints_its_table(tmp_path):
+def test_the_benchmark_measures_its_table(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
     store = TrajectoryStore(tmp_path / "store")
     for seed in range(6):
         task = Task(name=f"task {seed}", prompts=("Do it.",))
         run = store.start_run(SPEC, task, seed=0, start=START, planned_steps=1)
         run.write(1, trained(seed, "shared_start"))
         run.finish(1)
-    benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "codec_error.py"))
-    lines = list(benchmark["table"](tmp_path / "store", [3, 30], [], targets=1))
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    assert lines[0] == "5 adapters fitted, 1 of 1 other tasks held out"
-    assert [row[0] for row in cells[1:]] == [
-        g for g in GAUGES if g != "shared_a" for _ in range(2)
-    ]  # A moves
-    error = {(row[0], row[1]): float(row[2]) for row in cells[1:]}
+    codec_error = runpy.run_path(f"{BENCHMARKS}/codec_error.py")
+    result = codec_error["measured"](tmp_path / "store", [3, 30], [], targets=1)
+    assert result.title.startswith("5 adapters of 3 sites")
+    assert result.title.endswith("1 of 1 other tasks held out")
+    # A moves.
+    assert [row[0] for row in result.rows] == [g for g in GAUGES if g != "shared_a" for _ in range(2)]
+    error = {(row[0], row[1]): float(row[2]) for row in result.rows}
     assert error["shared_start", "3"] > error["shared_start", "30"] > 0.01  # five adapters span no sixth
 
 
