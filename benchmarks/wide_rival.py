@@ -88,7 +88,7 @@ def lines(found: dict[str, Any]) -> str:
             rows.append(row)
         head = ["method", "accuracy", "ours − it", "without prompt", "ours − it"]
         parts.append(f"## {split.replace('_', ' ')} ({one['tasks']})\n\n{lines_of(head, rows)}")
-    return "\n\n".join(parts)
+    return "\n\n".join(part.strip() for part in parts)
 
 
 def main() -> None:
