@@ -217,7 +217,9 @@ def shared_start(bench: Bench, *, progress: bool = True) -> Adapter:
         pools = [bench.pool(task) for task in tasks]
         config = bench.recipe.collect.multi_task
         # What else it depends on must not change between two collections (`require_same_settings`).
-        point = FitPoint(folder / POINT_FILE, {"fit": to_dict(config), "seed": bench.recipe.seed})
+        plan = {"fit": to_dict(config), "seed": bench.recipe.seed}
+        plan["tasks"] = [task.name for task in bench.suite.split("train")]
+        point = FitPoint(folder / POINT_FILE, plan)
         adapter = multi_task_fit(bench, joined(pools), config, point, progress=progress)
         save_adapter_folder(folder, bench.spec, adapter, overwrite=True)
         point.remove()

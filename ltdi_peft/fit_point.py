@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -54,8 +54,13 @@ class FitPoint:
         """
         if not self.file.is_file():
             return None
-        with safe_open(self.file, framework="pt") as reader:
-            header = json.loads(reader.metadata()[HEADER])
+        try:
+            with safe_open(self.file, framework="pt") as reader:
+                header = json.loads(reader.metadata()[HEADER])
+        except (SafetensorError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{self.file} is damaged ({error}). Remove it to train from the beginning."
+            ) from error
         if changed := differing(header["plan"], json.loads(json.dumps(self.plan))):
             raise ValueError(
                 f"{self.file} was written with another {changed}. Remove it to train from the beginning, or "

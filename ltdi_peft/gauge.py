@@ -86,6 +86,7 @@ class Frame:
         """Number of coordinates."""
         return (self.a.numel() if self.weight_a else 0) + self.b.numel()
 
+    @torch.no_grad()
     def coordinates(
         self, adapter: Sites, where: str, out: Float[Tensor, " dim"] | None = None
     ) -> Float[Tensor, " dim"]:

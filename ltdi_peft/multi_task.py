@@ -158,7 +158,10 @@ def made_once(
     folder = bench.recipe.folder / name
     if not (folder / "curve.json").is_file():
         config = FitConfig(**plan["fit"])
-        point = FitPoint(folder / POINT_FILE, plan)
+        recipe = bench.recipe
+        halves = {"rows": recipe.collect.rows, "base": to_dict(recipe.base)}
+        halves["validation"] = [task.name for task in validation_tasks(bench)]
+        point = FitPoint(folder / POINT_FILE, plan | halves)
         adapter, curve = fit_multi_task(bench, start, tasks, config, point, name=name, progress=progress)
         save_adapter_folder(folder, bench.spec, adapter, overwrite=True)
         replace_file(folder / "curve.json", json_bytes({"plan": plan, "curve": curve}))

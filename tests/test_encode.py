@@ -26,8 +26,8 @@ from ltdi_peft.store import TrajectoryStore
 from ltdi_peft.subspace import StreamingSubspace
 from ltdi_peft.task import Task
 
-# Other ranks, alphas, shapes and scalings (alpha/rank and alpha/√rank) at every site: a rank pattern.
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
+# Other ranks, alphas, shapes and scalings (alpha/rank and alpha/√rank) at every site: a rank pattern.
 SPEC = AdapterSpec(
     base_model="tiny/llama",
     sites=(
