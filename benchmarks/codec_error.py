@@ -125,7 +125,7 @@ def row(
 
 
 def measured(store: Path, widths: Sequence[int], gauges: Sequence[str], targets: int) -> Result:
-    """The table, printed line by line as it is measured."""
+    """The table of a store's runs."""
     runs = TrajectoryStore(store, create=False).trajectories()
     tasks = sorted({run.task.name for run in runs})
     if len(tasks) < 2:

@@ -22,15 +22,17 @@ from ltdi_peft.config import Recipe, load_recipe
 from ltdi_peft.evaluate import commit, machine
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator
+from ltdi_peft.generator_config import default_folder
 from ltdi_peft.multi_task import train_wide_multi_task_lora, widened
+from ltdi_peft.report import saw_line
 from ltdi_peft.score import make_sheet, score
-from ltdi_peft.spec import Adapter
+from ltdi_peft.spec import Adapter, require_same_spec
 from ltdi_peft.statistics import mean_difference
+from ltdi_peft.summary import CONTEXTS, UNSEEN
 from ltdi_peft.tables import lines_of
 from ltdi_peft.task import Task
 from ltdi_peft.trajectory import json_bytes, replace_file
 
-UNSEEN, CONTEXTS = ("unseen_tasks", "unseen_domains"), ("prompt", "no_prompt")
 METHODS = ("ours", "origin", "multi_task_lora_4x")
 
 
@@ -91,6 +93,29 @@ def lines(found: dict[str, Any]) -> str:
     return "\n\n".join(part.strip() for part in parts)
 
 
+def page(found: dict[str, Any], recipe: str, generator: str) -> str:
+    """The result as Markdown; `recipe` and `generator` as they were named."""
+    head = "\n".join(f"- {key}: {found[key]}" for key in ("recipe", "machine", "commit"))
+    tried = found["trained"]
+    best = max(point["accuracy"] for point in tried["curve"])
+    return (
+        f"# {found['recipe']}_wide\n\n{head}\n- generator: {generator}\n\n"
+        f"Made by `python benchmarks/wide_rival.py {recipe}`; intervals are 95 %.\n\n"
+        f"`multi_task_lora_4x` has rank {tried['rank']}; after {tried['steps']} steps its best accuracy on "
+        f"validation tasks is {best:.3f}.\n{saw_line('multi_task_lora_4x', tried)}\n{lines(found)}\n"
+    )
+
+
+def require_unseen(bench: Bench, generator: Generator) -> None:
+    """SystemExit names a task that is to be scored and that the generator was trained on."""
+    unseen = {task.name for split in UNSEEN for task in bench.suite.split(split)}
+    if known := sorted(unseen & set(generator.config.training_tasks)):
+        raise SystemExit(
+            f"the generator was trained on {len(known)} of the recipe's unseen tasks, first {known[0]}. Name "
+            f"a generator of this recipe with --generator."
+        )
+
+
 def main() -> None:
     """Train the rival if it is not there, score all three, print and write the table."""
     parser = argparse.ArgumentParser(
@@ -102,12 +127,16 @@ def main() -> None:
     known, overrides = parser.parse_known_args()
     recipe = load_recipe(known.recipe, overrides)
     bench = open_bench(recipe)
+    generator = find_generator(known.generator or default_folder())
+    require_same_spec(bench.spec, generator.spec, "the generator")
+    require_unseen(bench, generator)
     wide = widened(bench)
     rival, tried = train_wide_multi_task_lora(wide)
-    generator = find_generator(known.generator)
     splits, per_task = {}, {}
     for split in UNSEEN:
         tasks = bench.suite.split(split)
+        if not tasks:
+            continue
         bar = tqdm(tasks, desc=split, unit="task")
         scored = {task.name: task_accuracy(bench, wide, rival, generator, task) for task in bar}
         clusters = [task.domain if split == "unseen_domains" else task.name for task in tasks]
@@ -115,17 +144,7 @@ def main() -> None:
         per_task |= scored
     about = {"recipe": recipe.name, "machine": machine(torch.device("cpu")), "commit": commit()}
     found = {**about, "trained": tried, "splits": splits, "per_task": per_task}
-    head = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    best = max(point["accuracy"] for point in tried["curve"])
-    said = (
-        f"`multi_task_lora_4x`: rank {tried['rank']}, {tried['steps']} steps, {tried['examples']} examples, "
-        f"best accuracy on validation tasks {best:.3f}. `ours` is the generator in the package."
-    )
-    name = f"{recipe.name}_wide"
-    text = (
-        f"# {name}\n\n{head}\n\nMade by `python benchmarks/wide_rival.py {known.recipe}`; intervals are "
-        f"95 %.\n\n{said}\n\n{lines(found)}\n"
-    )
+    name, text = f"{recipe.name}_wide", page(found, known.recipe, known.generator or "the one in the package")
     replace_file(known.results / f"{name}.json", json_bytes(found))
     replace_file(known.results / f"{name}.md", text.encode())
     print(text)

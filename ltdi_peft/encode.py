@@ -358,7 +358,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            table = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # Copies lie as a fitted codec's tensors do: products of a factor that begins elsewhere in memory
+            # have another last digit on some processors, and are slower.
+            table = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(
             f"{path}: not a readable safetensors file ({error}). Fit the codec again."

@@ -48,7 +48,7 @@ class FitStep:
 
 @dataclass
 class FitState:
-    """Where a fit stands after a step; its factors are the caller's."""
+    """Where a fit stands after a step; its factors are the caller's. The next step overwrites the moments."""
 
     step: int = 0  # steps done
     moments: dict[int, dict[str, Any]] = field(default_factory=dict)  # AdamW's, of each factor

@@ -201,14 +201,14 @@ def fit_multi_task(
 
     Goes on from `point`, which is written at every validation score.
     """
+    stacked, state = stack_adapters([start], bench.adapted.device), FitState()
+    found = point.load(state, stacked)  # a point of another plan is refused before anything takes long
     sheets = [
         make_sheet(bench.adapted, task.evaluation[:VALIDATION_EXAMPLES], task.held_out_prompts)
         for task in validation_tasks(bench)
     ]
     pool = shared_pool(bench, tasks, config, progress=progress)
-    stacked = stack_adapters([start], bench.adapted.device)
-    state = FitState()
-    if found := point.load(state, stacked):
+    if found:
         best, curve = unflat(found[0], bench.spec), found[1]
     else:
         best, curve = start, [{"step": 0, "accuracy": mean_accuracy(bench, sheets, stacked)}]

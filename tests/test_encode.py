@@ -610,13 +610,9 @@ def test_save_and_load_are_bit_exact(gauge, basis_dtype, tmp_path):
     again.save(tmp_path / "two.safetensors")
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     assert (again.spec, again.gauge, again.width) == (codec.spec, gauge, 6)
-    for loaded, fitted_ in zip(again.bases, codec.bases, strict=True):
-        assert_close(loaded, fitted_, rtol=0, atol=0)
-    assert_close(again.scale, codec.scale, rtol=0, atol=0)
-    # A product's last digit depends on where its factors lie in memory, on some processors.
     tokens = codec.encode(adapters[0])
-    assert_close(again.encode(adapters[0]), tokens, rtol=0, atol=1e-6)
-    assert_close(again.decode(tokens), codec.decode(tokens), rtol=0, atol=1e-6)
+    assert torch.equal(again.encode(adapters[0]), tokens)
+    assert_close(again.decode(tokens), codec.decode(tokens), rtol=0, atol=0)
     assert_close(again.energy_kept, codec.energy_kept, rtol=0, atol=0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.safetensors", "two.safetensors"]  # no .partial
 
@@ -742,8 +738,7 @@ def test_the_benchmark_measures_its_table(tmp_path, monkeypatch):
         run.finish(1)
     codec_error = runpy.run_path(f"{BENCHMARKS}/codec_error.py")
     result = codec_error["measured"](tmp_path / "store", [3, 30], [], targets=1)
-    assert result.title.startswith("5 adapters of 3 sites")
-    assert result.title.endswith("1 of 1 other tasks held out")
+    assert result.title == "5 adapters of 3 sites, 0.00 M numbers, fitted; 1 of 1 other tasks held out"
     # A moves.
     assert [row[0] for row in result.rows] == [g for g in GAUGES if g != "shared_a" for _ in range(2)]
     error = {(row[0], row[1]): float(row[2]) for row in result.rows}

@@ -291,6 +291,13 @@ def test_nan_is_refused_by_run_step_and_site_and_the_rest_stays(store):
     assert len(store.trajectories()[0].snapshots) == 2
 
 
+def test_nan_in_a_frozen_factor_is_called_nan(store):
+    bad = make_adapter(10)
+    bad["layers.0.q_proj"][0][0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"step 10: site layers\.0\.q_proj, lora_A: 1 of .* NaN"):
+        start(store, frozen=FROZEN).write(10, bad)
+
+
 def test_a_nan_on_disk_is_refused_by_file(store):
     writer = write_run(store)
     snapshot = store.trajectories()[0].snapshots[0]
