@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ltdi_peft.batched import Stacked, stack_adapters
 from ltdi_peft.centre import Ridge, choose_strength, fit_task_ridge
-from ltdi_peft.collect import Bench, run_seed, shared_start
+from ltdi_peft.collect import Bench, run_seed
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.distance import truncated_mean
 from ltdi_peft.encode import AdapterCodec
@@ -177,15 +177,17 @@ class FineTune:
     reached: bool
 
 
-def seconds_to_fine_tune(bench: Bench, task: Task, *, base: float, oracle: float, examples: int) -> FineTune:
-    """Train the oracle's own run again, alone, and stop at 95 % of oracle − base (prompt in context).
+def seconds_to_fine_tune(
+    bench: Bench, task: Task, start: Adapter, *, base: float, oracle: float, examples: int
+) -> FineTune:
+    """Train the oracle's own run again, alone, from `start`, to 95 % of oracle − base (prompt in context).
 
     Seconds of the optimiser steps, and of the lower layers for the rows that were drawn; scoring, eight times
     a run, and loading are not counted.
     """
     collect = bench.recipe.collect
     config, wanted = collect.single, base + ENOUGH * (oracle - base)
-    stacked = stack_adapters([shared_start(bench, progress=False)], bench.adapted.device)
+    stacked = stack_adapters([start], bench.adapted.device)
     sheet = make_sheet(bench.adapted, task.evaluation[:examples], task.held_out_prompts)
     began = time.perf_counter()
     pool = make_pool(bench.adapted, task, collect.rows)

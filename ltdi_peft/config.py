@@ -238,6 +238,7 @@ class TrainConfig:
     log_with: str | None = "tensorboard"
     # Further steps of the shared start on all tasks; generated differences are added to the result. 0: none.
     origin_steps: int = 0
+    origin: str | None = None  # or the folder of an adapter that was trained from the shared start before
     encoded: str | None = None  # a file of `ltdi encode` to train from, without store, codec fit and gate
     task_loss: TaskLossConfig = TaskLossConfig()
 
@@ -249,6 +250,11 @@ class TrainConfig:
         for key in ("validate_every", "checkpoint_every", "log_every"):
             at_least(key, vars(self)[key], 1)
         at_least("origin_steps", self.origin_steps, 0)
+        if self.origin and self.origin_steps:
+            raise ValueError(
+                f"train.origin is {self.origin!r} and train.origin_steps {self.origin_steps}: the origin is "
+                f"either there or trained. Leave one of them out."
+            )
         positive("learning_rate", self.learning_rate)
         share("ema", self.ema)
         share("warmup", self.warmup)

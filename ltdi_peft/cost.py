@@ -14,7 +14,7 @@ from typing import Any
 from ltdi_peft.baselines import seconds_to_fine_tune
 from ltdi_peft.collect import Bench
 from ltdi_peft.generator import Generator
-from ltdi_peft.protocol import Protocol
+from ltdi_peft.spec import Adapter
 from ltdi_peft.summary import TaskScores
 
 
@@ -37,14 +37,16 @@ def seconds_to_generate(
     }
 
 
-def fine_tunes(protocol: Protocol, scores: Sequence[TaskScores], count: int = 5) -> list[dict[str, Any]]:
-    """Fine-tunes of tasks on which there is a gain to reach, spread over all such tasks."""
+def fine_tunes(
+    bench: Bench, start: Adapter, scores: Sequence[TaskScores], count: int = 5
+) -> list[dict[str, Any]]:
+    """Fine-tunes from `start` of tasks on which there is a gain to reach, spread over all such tasks."""
     gains = [one for one in scores if one.mean("prompt", "oracle") > one.mean("prompt", "base")]
     found = []
     for one in gains[:: max(1, len(gains) // count)][:count]:
         base, oracle = one.mean("prompt", "base"), one.mean("prompt", "oracle")
-        task = protocol.bench.suite[one.task]
-        run = seconds_to_fine_tune(protocol.bench, task, base=base, oracle=oracle, examples=one.examples)
+        task = bench.suite[one.task]
+        run = seconds_to_fine_tune(bench, task, start, base=base, oracle=oracle, examples=one.examples)
         found.append(asdict(run))
     return found
 

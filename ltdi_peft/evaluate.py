@@ -31,7 +31,7 @@ from ltdi_peft.baselines import (
     with_best_guidance,
 )
 from ltdi_peft.cards import scores_of
-from ltdi_peft.collect import Bench, open_bench, recipe_suite, timed
+from ltdi_peft.collect import Bench, open_bench, recipe_suite, shared_start, timed
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe
 from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
@@ -46,7 +46,7 @@ from ltdi_peft.multi_task import (
     train_wide_multi_task_lora,
     widened,
 )
-from ltdi_peft.origin import moved, train_origin
+from ltdi_peft.origin import has_origin, moved, recipe_origin
 from ltdi_peft.prepare import TrainingSet, prepare, training_trajectories
 from ltdi_peft.protocol import METHODS, SHOTS, Protocol, digest, score_tasks
 from ltdi_peft.report import markdown
@@ -122,7 +122,7 @@ def chosen_methods(recipe: Recipe) -> tuple[str, ...]:
     if unknown := sorted(set(recipe.evaluate.methods) - set(METHODS)):
         raise ValueError(f"evaluate.methods names {unknown}; known methods are {list(METHODS)}.")
     always = {"base", "oracle"} | ({"start"} if recipe.collect.start == "multi_task" else set())
-    always |= {"origin"} if recipe.train.origin_steps else set()
+    always |= {"origin"} if has_origin(recipe) else set()
     return tuple(name for name in METHODS if name in always | set(recipe.evaluate.methods))
 
 
@@ -173,8 +173,8 @@ def open_protocol(
         ridge, trials["ridge"] = tuned_ridge(ridge, bench, encoder)
     start, move = runs[0].start(), None
     fixed = {"base": bench.fresh, "start": start, "mean": mean_adapter(runs, recipe.collect.gauge)}
-    if recipe.train.origin_steps:  # what answers from stored runs does so from where ours begins
-        origin, trials["origin"] = train_origin(bench, start, progress=progress)
+    if has_origin(recipe):  # what answers from stored runs does so from where ours begins
+        origin, trials["origin"] = recipe_origin(bench, start, progress=progress)
         move = partial(moved, start=start, origin=origin)
         fixed |= {"origin": origin, "mean": move(fixed["mean"])}
     apart = {"multi_task_lora_4x": widened(bench)} if "multi_task_lora_4x" in methods else {}
@@ -246,6 +246,7 @@ def measure_once(protocol: Protocol, scores: Sequence[TaskScores]) -> dict[str, 
     """Seconds and distances that belong to no task, kept beside the scores."""
     file = protocol.folder / f"{digest(protocol)}-measured.json"
     if not file.is_file():
+        start = shared_start(protocol.bench, progress=False)
         memorisation = between_stored(protocol.bench.spec, protocol.stored)
         generate = seconds_to_generate(protocol.generators["ours"], protocol.bench)
         flops = count_flops(protocol.generators["ours"], protocol.bench)
@@ -254,7 +255,7 @@ def measure_once(protocol: Protocol, scores: Sequence[TaskScores]) -> dict[str, 
             json_bytes(
                 {
                     "memorisation": memorisation,
-                    "cost": {**generate, "flops": flops, "runs": fine_tunes(protocol, scores)},
+                    "cost": {**generate, "flops": flops, "runs": fine_tunes(protocol.bench, start, scores)},
                 }
             ),
         )

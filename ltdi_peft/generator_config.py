@@ -70,7 +70,8 @@ def shown_recipe(recipe: Recipe) -> dict[str, Any]:
     for key in ("source", "split_file"):
         about[key] = Path(about[key]).name if about[key] else about[key]
     table["base"]["model"] = shown_name(recipe.base.model)
-    table["train"]["encoded"] = Path(recipe.train.encoded).name if recipe.train.encoded else None
+    for key in ("encoded", "origin"):
+        table["train"][key] = Path(table["train"][key]).name if table["train"][key] else None
     return table
 
 

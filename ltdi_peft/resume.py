@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ltdi_peft.adapter import load_adapter_folder
 from ltdi_peft.config import Recipe, to_dict
 from ltdi_peft.prepare import Prepared
+from ltdi_peft.provenance import weights_digest
 from ltdi_peft.session import Session
 from ltdi_peft.strict import differing
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
@@ -26,8 +28,8 @@ PROGRESS_FILE, AVERAGE_FILE = "progress.json", "average.safetensors"
 KEPT = 2  # newest resume points that stay
 # Fields that change nothing in the trained weights, so that they may change between the two halves of a run.
 FREE_SECTIONS = ("name", "output", "collect", "evaluate")
-# (`encoded`: the digest below tells other tokens apart.)
-FREE_TRAIN = ("log_every", "log_with", "validate_every", "checkpoint_every", "encoded")
+# (`encoded` and `origin`: the digests below tell other tokens and another adapter apart.)
+FREE_TRAIN = ("log_every", "log_with", "validate_every", "checkpoint_every", "encoded", "origin")
 
 
 def made_from(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
@@ -37,7 +39,10 @@ def made_from(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     digest = hashlib.sha256()
     for tensor in (prepared.data.tokens, prepared.data.conditions):
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return {"recipe": json.loads(json.dumps(table)), "collected runs": digest.hexdigest()[:16]}
+    made = {"recipe": json.loads(json.dumps(table)), "collected runs": digest.hexdigest()[:16]}
+    if recipe.train.origin:
+        made["origin"] = weights_digest(load_adapter_folder(recipe.train.origin)[1])
+    return made
 
 
 def save_point(session: Session, folder: Path) -> None:

@@ -32,7 +32,7 @@ from ltdi_peft.generator import CONFIG_FILE, Generator, load_generator
 from ltdi_peft.generator_config import GeneratorConfig, shown_recipe
 from ltdi_peft.guidance import SCALE_EXAMPLES, best_guidance, choose_guidance
 from ltdi_peft.launch import on_cpu
-from ltdi_peft.origin import at_origin, train_origin
+from ltdi_peft.origin import at_origin, has_origin, recipe_origin
 from ltdi_peft.prepare import Prepared, prepare, require_kept, round_trip_gate
 from ltdi_peft.resume import made_from, newest_point, resume, save_point
 from ltdi_peft.session import Session as Session
@@ -121,7 +121,7 @@ def train_in(
         report["gate"] = found.to_dict()
     newest_point(folder / "checkpoints", made)  # what cannot go on is said before the origin takes long
     encoded = prepared  # the validation tasks' own runs are counted from the shared start
-    if recipe.train.origin_steps:
+    if has_origin(recipe):
         prepared, report["origin"] = with_origin(bench, prepared, accelerator, progress=progress)
     session = Session(recipe, prepared, accelerator, bench)
     resume(session, folder / "checkpoints")
@@ -155,9 +155,9 @@ def train_in(
 def with_origin(
     bench: Bench, prepared: Prepared, accelerator: Accelerator, *, progress: bool
 ) -> tuple[Prepared, dict[str, Any]]:
-    """What was prepared, counted from the origin, and how that was trained; by the main process, once."""
+    """What was prepared, counted from the origin, and where that is from; made by the main process."""
     with accelerator.main_process_first():
-        origin, about = train_origin(bench, prepared.codec.start, progress=progress)
+        origin, about = recipe_origin(bench, prepared.codec.start, progress=progress)
     return at_origin(prepared, origin), about
 
 

@@ -20,6 +20,7 @@ from ltdi_peft.baselines import (
 )
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.centre import INTERCEPT
+from ltdi_peft.collect import shared_start
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.guidance import GUIDANCE, MEAN_SHARES, Guidance
 from ltdi_peft.prepare import TrainingSet, training_trajectories
@@ -140,11 +141,13 @@ def test_fine_tune_is_the_oracles_own_run(bench):
     ]
     sheet = make_sheet(bench.adapted, task.evaluation, task.held_out_prompts)
     oracle = mean_accuracy(bench, [sheet], stack_adapters([final_adapter(run)]))
-    out_of_reach = seconds_to_fine_tune(bench, task, base=0.0, oracle=2.0, examples=len(task.evaluation))
+    start = shared_start(bench, progress=False)
+    known = {"base": 0.0, "examples": len(task.evaluation)}
+    out_of_reach = seconds_to_fine_tune(bench, task, start, oracle=2.0, **known)
     assert not out_of_reach.reached
     assert out_of_reach.steps == bench.recipe.collect.single.steps
     assert out_of_reach.accuracy == pytest.approx(oracle)
-    at_once = seconds_to_fine_tune(bench, task, base=0.0, oracle=0.0, examples=4)
+    at_once = seconds_to_fine_tune(bench, task, start, base=0.0, oracle=0.0, examples=4)
     assert at_once.reached
     assert at_once.steps == 1
     assert 0 < at_once.seconds < 60

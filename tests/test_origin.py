@@ -6,14 +6,16 @@ import pytest
 import torch
 from tiny_bench import collected
 
+from ltdi_peft.adapter import save_adapter_folder
+from ltdi_peft.baselines import adapter_digest
 from ltdi_peft.collect import shared_start
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.evaluate import evaluate
 from ltdi_peft.generator import load_generator
 from ltdi_peft.multi_task import multi_task_plan
-from ltdi_peft.origin import at_origin, moved, train_origin
+from ltdi_peft.origin import at_origin, moved, recipe_origin, train_origin
 from ltdi_peft.prepare import prepare
-from ltdi_peft.spec import site_norms
+from ltdi_peft.spec import SpecMismatchError, site_norms
 from ltdi_peft.train import train_generator
 
 
@@ -104,3 +106,67 @@ def test_generator_and_table_begin_at_the_origin(bench, origin, tmp_path):
     for row in result["per_task"].values():  # distances are those of the same difference from the start
         assert row["error"]["origin"] == pytest.approx(row["error"]["start"], rel=1e-4)
         assert row["error"]["ours"] < 1 < row["error"]["base"] + 1e-6
+
+
+# ---- one that is there
+
+
+def given(bench, folder, output=None):
+    train = replace(bench.recipe.train, origin_steps=0, origin=str(folder))
+    recipe = replace(bench.recipe, train=train, output=str(output or bench.recipe.output))
+    return replace(bench, recipe=recipe)
+
+
+def linked(bench, folder):
+    """An output of its own with the bench's runs."""
+    for name in ("trajectories", "held_out", "start"):
+        (folder / name).symlink_to(bench.recipe.folder.resolve() / name)
+    return folder
+
+
+def test_a_given_origin_makes_what_the_trained_one_makes(bench, origin, tmp_path):
+    expected = train_generator(bench.recipe, bench=bench, progress=False)
+    folder = tmp_path / "other" / "place"
+    save_adapter_folder(folder, bench.spec, origin)
+    output = tmp_path / "run"
+    output.mkdir()
+    other = given(bench, folder, linked(bench, output))
+    made = train_generator(other.recipe, bench=other, progress=False)
+    conditions = made.conditions[:2]
+    for one, two in zip(made.tokens(conditions), expected.tokens(conditions), strict=True):
+        assert adapter_digest(made.codec.decode(one)) == adapter_digest(expected.codec.decode(two))
+    assert made.config.recipe["train"]["origin"] == "place"
+    save_adapter_folder(folder, bench.spec, shared_start(bench, progress=False), overwrite=True)
+    with pytest.raises(ValueError, match=r"was made with other \['origin'\]"):
+        train_generator(other.recipe, bench=other, progress=False)
+
+
+def test_the_table_begins_at_a_given_origin(bench, origin, tmp_path):
+    folder = tmp_path / "place"
+    save_adapter_folder(folder, bench.spec, origin)
+    output = tmp_path / "run"
+    output.mkdir()
+    about = replace(bench.recipe.evaluate, methods=("mean", "ours"))
+    other = given(bench, folder, linked(bench, output))
+    other = replace(other, recipe=replace(other.recipe, evaluate=about))
+    train_generator(other.recipe, bench=other, progress=False)
+    result = evaluate(other.recipe, bench=other, results=tmp_path, progress=False)
+    assert list(result["methods"])[:3] == ["base", "start", "origin"]
+    assert result["trials"]["origin"] == {"given": True}
+
+
+def test_a_given_origin_that_does_not_fit_is_refused(bench, origin, tmp_path):
+    start = shared_start(bench, progress=False)
+    with pytest.raises(ValueError, match="either there or trained"):
+        replace(bench.recipe.train, origin=str(tmp_path))
+    save_adapter_folder(tmp_path / "origin", bench.spec, origin)
+    one = given(bench, tmp_path / "origin")
+    canonical = replace(one.recipe, collect=replace(one.recipe.collect, gauge="canonical"))
+    with pytest.raises(ValueError, match=r"train\.origin is .*, but collect\.gauge is 'canonical'"):
+        recipe_origin(replace(one, recipe=canonical), None, progress=False)
+    name = bench.spec.sites[0].name
+    fewer = replace(bench.spec, sites=tuple(site for site in bench.spec.sites if site.name != name))
+    rest = {site: pair for site, pair in origin.items() if site != name}
+    save_adapter_folder(tmp_path / "fewer", fewer, rest)
+    with pytest.raises(SpecMismatchError, match=name):
+        recipe_origin(given(bench, tmp_path / "fewer"), start, progress=False)

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from ltdi_peft.adapter import load_adapter_folder
 from ltdi_peft.collect import recipe_suite
 from ltdi_peft.config import load_recipe
-from ltdi_peft.encoded import recipe_encoded
+from ltdi_peft.encoded import load_encoded, recipe_encoded
 from ltdi_peft.generator import load_generator
 from ltdi_peft.generator_config import default_folder
+from ltdi_peft.provenance import weights_digest
 from ltdi_peft.ship import CARD_FILE, require_proof, scores_text
 from ltdi_peft.shrink import MAX_BYTES
 from ltdi_peft.spec import site_norms
@@ -18,6 +20,7 @@ from ltdi_peft.trajectory import read_json
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 ENCODED = ROOT / "recipes" / "encoded" / "smollm2_builtin.safetensors"
+ORIGIN = ROOT / "recipes" / "encoded" / "smollm2_builtin_origin"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def test_it_makes_another_adapter_for_another_task(shipped):
 
 
 def test_the_encoded_trajectories_are_those_of_the_recipe():
-    assert ENCODED.stat().st_size <= 30e6
+    assert sum(file.stat().st_size for file in (ENCODED, *ORIGIN.iterdir())) <= 30e6
     changed = [f"--train.encoded={ENCODED}", "--codec.width=85", "--codec.gate=0"]
     recipe = load_recipe(ROOT / "recipes" / "smollm2_builtin.yaml", changed)
     suite = recipe_suite(recipe)
@@ -63,3 +66,11 @@ def test_the_encoded_trajectories_are_those_of_the_recipe():
     assert encoded.runs.tokens.shape == (488, recipe.diffusion.k, 30, 85)
     first, last = encoded.runs.tokens[:, 0].float(), encoded.runs.tokens[:, -1].float()
     assert first.square().mean() < last.square().mean()  # runs lead away from the shared start
+
+
+def test_the_origin_beside_them_fits_them(shipped):
+    recipe = load_recipe(ROOT / "recipes" / "adapter_alone.yaml")
+    assert (Path(recipe.train.encoded).name, Path(recipe.train.origin).name) == (ENCODED.name, ORIGIN.name)
+    spec, origin = load_adapter_folder(ORIGIN, expected=load_encoded(ENCODED).codec.spec)
+    assert spec.sites == shipped.spec.sites
+    assert weights_digest(origin) == weights_digest(shipped.codec.origin)

@@ -1,0 +1,175 @@
+"""A generator on the unseen tasks of an evaluation that was made before: no store, no rival is trained again.
+
+    python benchmarks/rescore.py recipes/adapter_alone.yaml --before docs/results/smollm2_builtin.json \
+        --wide docs/results/smollm2_builtin_wide.json [--generator FOLDER] [--results FOLDER]
+
+`ours` and `ours_wrong_prompt` are scored now, with the examples, prompts and seeds of the result `--before`;
+every other line is that result's own, task by task, so differences are paired. `origin` is scored again too:
+how far it is from its old line is what another machine and other rounding do. `--wide`: a result of
+wide_rival.py, whose rival joins the table. Interrupted, it goes on at the task where it was.
+"""
+
+import argparse
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltdi_peft.batched import stack_adapters
+from ltdi_peft.collect import Bench, open_bench
+from ltdi_peft.config import load_recipe
+from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
+from ltdi_peft.evaluate import commit, guidance_of, machine
+from ltdi_peft.generate import find_generator
+from ltdi_peft.generator import Generator
+from ltdi_peft.kept import Line, hashed, kept_lines
+from ltdi_peft.protocol import generator_digest
+from ltdi_peft.report import figures, paired_table, table
+from ltdi_peft.score import make_sheet, score
+from ltdi_peft.spec import require_same_spec
+from ltdi_peft.summary import CONTEXTS, TaskScores, summarise
+from ltdi_peft.targets import targets_table
+from ltdi_peft.task import Task
+from ltdi_peft.trajectory import json_bytes, read_json, replace_file
+
+OURS, WRONG, ORIGIN, WIDE = "ours", "ours_wrong_prompt", "origin", "multi_task_lora_4x"
+
+
+def scored(bench: Bench, generator: Generator, task: Task, seeds: int, wrong: Sequence[str]) -> Line:
+    """Ours, ours with wrong prompts, and the origin, on the task's evaluation examples."""
+    right = [task.held_out_prompts[s % len(task.held_out_prompts)] for s in range(seeds)]
+    asked = [(s % seeds, prompt) for prompts in (right, wrong) for s, prompt in enumerate(prompts)]
+    made = [generator.generate([p], seed=s, base=bench.base)[0].adapter for s, p in asked]
+    nothing = torch.zeros(len(bench.spec.sites), generator.codec.width)
+    stacked = stack_adapters([*made, generator.codec.decode(nothing)], bench.adapted.device)
+    examples, found = task.evaluation[: bench.recipe.evaluate.examples], {}
+    for context in CONTEXTS:
+        sheet = make_sheet(bench.adapted, examples, task.held_out_prompts if context == "prompt" else None)
+        *generated, origin = [round(v, 6) for v in score(bench.adapted, sheet, stacked).accuracy.tolist()]
+        found[context] = {OURS: generated[:seeds], WRONG: generated[seeds:], ORIGIN: [origin]}
+    return found
+
+
+def joined(before: TaskScores, line: Line, wide: dict[str, Any]) -> TaskScores:
+    """The task's scores with ours in place of the old ones, and without distances of the old ones."""
+    accuracy = {}
+    for context in CONTEXTS:
+        more = {WIDE: [wide[before.task][context][WIDE]]} if wide else {}
+        new = {name: line[context][name] for name in (OURS, WRONG)}
+        accuracy[context] = before.accuracy[context] | more | new
+    error = {name: value for name, value in before.error.items() if name not in (OURS, WRONG)}
+    return dataclasses.replace(
+        before, accuracy=accuracy, error=error, nearest={"oracle": before.nearest["oracle"]}
+    )
+
+
+def origin_gap(before: Sequence[TaskScores], lines: dict[str, Line]) -> dict[str, float]:
+    """The origin's accuracy, prompt in context, then and now, and the mean difference of a task."""
+    name = ORIGIN if ORIGIN in before[0].accuracy["prompt"] else "start"  # what tokens of 0 decode to
+    pairs = [(one.mean("prompt", name), lines[one.task]["prompt"][ORIGIN][0]) for one in before]
+    then, now = (statistics.fmean(side) for side in zip(*pairs, strict=True))
+    return {"then": then, "now": now, "task_difference": statistics.fmean(abs(x - y) for x, y in pairs)}
+
+
+def require_same_tasks(bench: Bench, generator: Generator, before: dict[str, Any]) -> None:
+    """SystemExit unless the result is of this base, these tasks and as many examples, none trained on."""
+    unseen, examples = before["per_task"], bench.recipe.evaluate.examples
+    if bench.base.name != before["base_model"] or not set(unseen) <= set(bench.suite.tasks):
+        raise SystemExit(f"--before: {before['recipe']!r} has another base model or tasks than the recipe.")
+    if odd := [name for name, row in unseen.items() if row["examples"] != examples]:
+        count = unseen[odd[0]]["examples"]
+        raise SystemExit(f"--before has {count} examples of {odd[0]}: give --evaluate.examples={count}.")
+    if known := sorted(set(unseen) & set(generator.config.training_tasks)):
+        raise SystemExit(f"the generator was trained on {len(known)} of these tasks, first {known[0]}.")
+
+
+def rescored(
+    bench: Bench, generator: Generator, before: dict[str, Any], wide: dict[str, Any], *, progress: bool = True
+) -> dict[str, Any]:
+    """The new result, as `ltdi evaluate` would write it but for what needs stored runs."""
+    require_same_spec(bench.spec, generator.spec, "the generator")
+    require_same_tasks(bench, generator, before)
+    recipe, seeds, wrong = bench.recipe, len(before["seeds"]), {}
+    old = [TaskScores(**row) for row in before["per_task"].values()]
+    for one in old:
+        others = [bench.suite[name] for name in one.wrong_tasks]
+        wrong[one.task] = [t.held_out_prompts[i % len(t.held_out_prompts)] for i, t in enumerate(others)]
+    tasks = [bench.suite[one.task] for one in old]
+    key = hashed({"generator": generator_digest(generator), "seeds": seeds, "wrong": wrong})
+    keys = {task.name: hashed({**task.to_dict(), "examples": recipe.evaluate.examples}) for task in tasks}
+    lines = kept_lines(
+        recipe.folder / "evaluation" / f"rescore-{key}.jsonl",
+        tasks,
+        keys,
+        lambda group: [scored(bench, generator, task, seeds, wrong[task.name]) for task in group],
+        together=1,
+        desc="evaluation",
+        progress=progress,
+    )
+    start = generator.codec.start or bench.fresh
+    cost = seconds_to_generate(generator, bench) | {"runs": fine_tunes(bench, start, old), "flops": {}}
+    return {
+        "recipe": recipe.name,
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(torch.device("cpu")),
+        **{key: before[key] for key in ("seeds", "base_model", "suite")},
+        "trials": {OURS: guidance_of(generator)},
+        "before": {key: before[key] for key in ("recipe", "commit", "date", "machine")},
+        "origin": origin_gap(old, lines),
+        "cost": costs(cost, {}),
+        **summarise(
+            [joined(one, lines[one.task], wide) for one in old],
+            draws=recipe.evaluate.bootstrap,
+            seed=recipe.seed,
+        ),
+    }
+
+
+def page(found: dict[str, Any], arguments: argparse.Namespace) -> str:
+    """The result as Markdown."""
+    there = arguments.before.stem
+    gap, head = found["origin"], ("date", "machine", "commit", "base_model", "suite", "seeds", "trials")
+    about = "\n".join(f"- {key.replace('_', ' ')}: {found[key]}" for key in head)
+    return "\n".join(
+        [
+            f"# {found['recipe']}\n\n{about}\n",
+            f"Made by `python benchmarks/rescore.py {arguments.recipe}`. `{OURS}` and `{WRONG}` were scored "
+            f"for it; the other lines are those of [{there}]({there}.md), same tasks, examples and prompts. "
+            f"The origin, scored again, has {gap['now']:.3f} with the prompt in context ({gap['then']:.3f} "
+            f"there; mean difference of a task {gap['task_difference']:.3f}).\n",
+            table(found),
+            f"## Targets\n\n{targets_table(found)}",
+            f"## Paired differences\n\n{paired_table(found)}",
+            figures("Cost (seconds)", found["cost"]),
+        ]
+    )
+
+
+def main() -> None:
+    """Score, join, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("--before", type=Path, required=True, help="a result of `ltdi evaluate`")
+    parser.add_argument("--wide", type=Path, help="a result of wide_rival.py on the same tasks")
+    parser.add_argument("--generator", type=Path, help="a folder; the recipe's own by default")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"))
+    known, overrides = parser.parse_known_args()
+    recipe = load_recipe(known.recipe, overrides)
+    generator = find_generator(known.generator or recipe.generator_folder)
+    wide = read_json(known.wide)["per_task"] if known.wide else {}
+    found = rescored(open_bench(recipe), generator, read_json(known.before), wide)
+    text = page(found, known)
+    replace_file(known.results / f"{recipe.name}.json", json_bytes(found))
+    replace_file(known.results / f"{recipe.name}.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
