@@ -119,6 +119,7 @@ def rescored(
         "machine": machine(torch.device("cpu")),
         **{key: before[key] for key in ("seeds", "base_model", "suite")},
         "trials": {OURS: guidance_of(generator)},
+        "shrunk": generator.config.shrunk is not None,
         "before": {key: before[key] for key in ("recipe", "commit", "date", "machine")},
         "origin": origin_gap(old, lines),
         "cost": costs(cost, {}),
@@ -133,7 +134,10 @@ def rescored(
 def page(found: dict[str, Any], arguments: argparse.Namespace) -> str:
     """The result as Markdown."""
     there = arguments.before.stem
-    gap, head = found["origin"], ("date", "machine", "commit", "base_model", "suite", "seeds", "trials")
+    gap, head = (
+        found["origin"],
+        ("date", "machine", "commit", "base_model", "suite", "seeds", "trials", "shrunk"),
+    )
     about = "\n".join(f"- {key.replace('_', ' ')}: {found[key]}" for key in head)
     return "\n".join(
         [

@@ -30,7 +30,7 @@ RIVALS = {"ci_mean": "the mean adapter", "ci": "its own with a wrong prompt"}  #
 SCORES = """
 ## Scores
 
-Recipe `{recipe}`, measured before it was shrunk. G is the recovered gain, Σ(method − base)/Σ(oracle − base);
+Recipe `{recipe}`, measured {when} it was shrunk. G is the recovered gain, Σ(method − base)/Σ(oracle − base);
 intervals are 95 %, bootstrapped over tasks.
 
 {table}
@@ -125,6 +125,7 @@ def scores_text(result: dict[str, Any]) -> str:
     row = result["controls"]["prompt"][SPLIT]
     return SCORES.format(
         recipe=result["recipe"],
+        when="after" if result.get("shrunk") else "before",
         table=table({**result, "methods": methods}),
         mean=shown(row["right"] - row["mean"], row["ci_mean"]),
         wrong=shown(row["right"] - row["wrong"], row["ci"]),
