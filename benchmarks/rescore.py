@@ -133,7 +133,8 @@ def rescored(
 
 def page(found: dict[str, Any], arguments: argparse.Namespace) -> str:
     """The result as Markdown."""
-    there = arguments.before.stem
+    there, named = arguments.before.stem, ("before", "wide", "generator")
+    options = [f"--{name} {getattr(arguments, name)}" for name in named if getattr(arguments, name)]
     gap, head = (
         found["origin"],
         ("date", "machine", "commit", "base_model", "suite", "seeds", "trials", "shrunk"),
@@ -142,8 +143,8 @@ def page(found: dict[str, Any], arguments: argparse.Namespace) -> str:
     return "\n".join(
         [
             f"# {found['recipe']}\n\n{about}\n",
-            f"Made by `python benchmarks/rescore.py {arguments.recipe}`. `{OURS}` and `{WRONG}` were scored "
-            f"for it; the other lines are those of [{there}]({there}.md), same tasks, examples and prompts. "
+            f"Made by `python benchmarks/rescore.py {arguments.recipe} {' '.join(options)}`. `{OURS}` and "
+            f"`{WRONG}` were scored for it; the other lines are those of [{there}]({there}.md), same tasks, examples and prompts. "
             f"The origin, scored again, has {gap['now']:.3f} with the prompt in context ({gap['then']:.3f} "
             f"there; mean difference of a task {gap['task_difference']:.3f}).\n",
             table(found),
