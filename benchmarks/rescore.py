@@ -144,9 +144,9 @@ def page(found: dict[str, Any], arguments: argparse.Namespace) -> str:
         [
             f"# {found['recipe']}\n\n{about}\n",
             f"Made by `python benchmarks/rescore.py {arguments.recipe} {' '.join(options)}`. `{OURS}` and "
-            f"`{WRONG}` were scored for it; the other lines are those of [{there}]({there}.md), same tasks, examples and prompts. "
-            f"The origin, scored again, has {gap['now']:.3f} with the prompt in context ({gap['then']:.3f} "
-            f"there; mean difference of a task {gap['task_difference']:.3f}).\n",
+            f"`{WRONG}` were scored for it; the other lines are those of [{there}]({there}.md), same tasks, "
+            f"examples and prompts. The origin, scored again, has {gap['now']:.3f} with the prompt in "
+            f"context ({gap['then']:.3f} there; mean difference of a task {gap['task_difference']:.3f}).\n",
             table(found),
             f"## Targets\n\n{targets_table(found)}",
             f"## Paired differences\n\n{paired_table(found)}",
