@@ -11,7 +11,7 @@ import json
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from ltdi_peft.evaluate import commit, machine
+from ltdi_peft.generator import Generator
 from ltdi_peft.trajectory import json_bytes, replace_file
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +41,15 @@ class Result:
         """The table alone."""
         lines = [self.columns, ("---",) * len(self.columns), *self.rows]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def require_unseen(generator: Generator, names: Iterable[str]) -> None:
+    """SystemExit names a task that is to be scored and that the generator was trained on."""
+    if known := sorted(set(names) & set(generator.config.training_tasks)):
+        raise SystemExit(
+            f"the generator was trained on {len(known)} of these unseen tasks, first {known[0]}. Name a "
+            f"generator of this recipe with --generator."
+        )
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:

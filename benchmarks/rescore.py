@@ -13,21 +13,21 @@ import argparse
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import require_unseen
 
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.collect import Bench, open_bench
 from ltdi_peft.config import load_recipe
 from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
-from ltdi_peft.evaluate import commit, guidance_of, machine
+from ltdi_peft.evaluate import guidance_of, header
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator
 from ltdi_peft.kept import Line, hashed, kept_lines
-from ltdi_peft.protocol import generator_digest
+from ltdi_peft.protocol import generator_digest, one_by_one, prompts_of, seed_prompts
 from ltdi_peft.report import figures, paired_table, table
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import require_same_spec
@@ -41,9 +41,11 @@ OURS, WRONG, ORIGIN, WIDE = "ours", "ours_wrong_prompt", "origin", "multi_task_l
 
 def scored(bench: Bench, generator: Generator, task: Task, seeds: int, wrong: Sequence[str]) -> Line:
     """Ours, ours with wrong prompts, and the origin, on the task's evaluation examples."""
-    right = [task.held_out_prompts[s % len(task.held_out_prompts)] for s in range(seeds)]
-    asked = [(s % seeds, prompt) for prompts in (right, wrong) for s, prompt in enumerate(prompts)]
-    made = [generator.generate([p], seed=s, base=bench.base)[0].adapter for s, p in asked]
+    made = [
+        adapter
+        for prompts in (seed_prompts(task, seeds), wrong)
+        for adapter in one_by_one(generator, bench, prompts, seeds)
+    ]
     nothing = torch.zeros(len(bench.spec.sites), generator.codec.width)
     stacked = stack_adapters([*made, generator.codec.decode(nothing)], bench.adapted.device)
     examples, found = task.evaluation[: bench.recipe.evaluate.examples], {}
@@ -83,8 +85,7 @@ def require_same_tasks(bench: Bench, generator: Generator, before: dict[str, Any
     if odd := [name for name, row in unseen.items() if row["examples"] != examples]:
         count = unseen[odd[0]]["examples"]
         raise SystemExit(f"--before has {count} examples of {odd[0]}: give --evaluate.examples={count}.")
-    if known := sorted(set(unseen) & set(generator.config.training_tasks)):
-        raise SystemExit(f"the generator was trained on {len(known)} of these tasks, first {known[0]}.")
+    require_unseen(generator, unseen)
 
 
 def rescored(
@@ -93,11 +94,9 @@ def rescored(
     """The new result, as `ltdi evaluate` would write it but for what needs stored runs."""
     require_same_spec(bench.spec, generator.spec, "the generator")
     require_same_tasks(bench, generator, before)
-    recipe, seeds, wrong = bench.recipe, len(before["seeds"]), {}
+    recipe, seeds = bench.recipe, len(before["seeds"])
     old = [TaskScores(**row) for row in before["per_task"].values()]
-    for one in old:
-        others = [bench.suite[name] for name in one.wrong_tasks]
-        wrong[one.task] = [t.held_out_prompts[i % len(t.held_out_prompts)] for i, t in enumerate(others)]
+    wrong = {one.task: prompts_of([bench.suite[name] for name in one.wrong_tasks]) for one in old}
     tasks = [bench.suite[one.task] for one in old]
     key = hashed({"generator": generator_digest(generator), "seeds": seeds, "wrong": wrong})
     keys = {task.name: hashed({**task.to_dict(), "examples": recipe.evaluate.examples}) for task in tasks}
@@ -113,12 +112,8 @@ def rescored(
     start = generator.codec.start or bench.fresh
     cost = seconds_to_generate(generator, bench) | {"runs": fine_tunes(bench, start, old), "flops": {}}
     return {
-        "recipe": recipe.name,
-        "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(torch.device("cpu")),
-        **{key: before[key] for key in ("seeds", "base_model", "suite")},
-        "trials": {OURS: guidance_of(generator)},
+        **header(bench, {OURS: guidance_of(generator)}),
+        "seeds": before["seeds"],
         "shrunk": generator.config.shrunk is not None,
         "before": {key: before[key] for key in ("recipe", "commit", "date", "machine")},
         "origin": origin_gap(old, lines),
@@ -135,10 +130,8 @@ def page(found: dict[str, Any], arguments: argparse.Namespace) -> str:
     """The result as Markdown."""
     there, named = arguments.before.stem, ("before", "wide", "generator")
     options = [f"--{name} {getattr(arguments, name)}" for name in named if getattr(arguments, name)]
-    gap, head = (
-        found["origin"],
-        ("date", "machine", "commit", "base_model", "suite", "seeds", "trials", "shrunk"),
-    )
+    gap = found["origin"]
+    head = ("date", "machine", "commit", "base_model", "suite", "seeds", "trials", "shrunk")
     about = "\n".join(f"- {key.replace('_', ' ')}: {found[key]}" for key in head)
     return "\n".join(
         [

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import require_unseen
 from tqdm import tqdm
 
 from ltdi_peft.batched import stack_adapters
@@ -24,6 +25,7 @@ from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator
 from ltdi_peft.generator_config import default_folder
 from ltdi_peft.multi_task import train_wide_multi_task_lora, widened
+from ltdi_peft.protocol import one_by_one, seed_prompts
 from ltdi_peft.report import saw_line
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import Adapter, require_same_spec
@@ -42,8 +44,7 @@ def task_accuracy(
     """Context → method → accuracy on the task's evaluation examples, seeds averaged."""
     settings = bench.recipe.evaluate
     examples, prompts = task.evaluation[: settings.examples], task.held_out_prompts
-    asked = [prompts[seed % len(prompts)] for seed in range(settings.seeds)]
-    made = [generator.generate([p], seed=s, base=bench.base)[0].adapter for s, p in enumerate(asked)]
+    made = one_by_one(generator, bench, seed_prompts(task, settings.seeds), settings.seeds)
     origin = generator.codec.decode(torch.zeros(len(bench.spec.sites), generator.codec.width))
     narrow = stack_adapters([*made, origin], bench.adapted.device)
     broad = stack_adapters([rival], wide.adapted.device)
@@ -106,16 +107,6 @@ def page(found: dict[str, Any], recipe: str, generator: str) -> str:
     )
 
 
-def require_unseen(bench: Bench, generator: Generator) -> None:
-    """SystemExit names a task that is to be scored and that the generator was trained on."""
-    unseen = {task.name for split in UNSEEN for task in bench.suite.split(split)}
-    if known := sorted(unseen & set(generator.config.training_tasks)):
-        raise SystemExit(
-            f"the generator was trained on {len(known)} of the recipe's unseen tasks, first {known[0]}. Name "
-            f"a generator of this recipe with --generator."
-        )
-
-
 def main() -> None:
     """Train the rival if it is not there, score all three, print and write the table."""
     parser = argparse.ArgumentParser(
@@ -129,7 +120,7 @@ def main() -> None:
     bench = open_bench(recipe)
     generator = find_generator(known.generator or default_folder())
     require_same_spec(bench.spec, generator.spec, "the generator")
-    require_unseen(bench, generator)
+    require_unseen(generator, (task.name for split in UNSEEN for task in bench.suite.split(split)))
     wide = widened(bench)
     rival, tried = train_wide_multi_task_lora(wide)
     splits, per_task = {}, {}

@@ -100,7 +100,8 @@ def evaluate(
         protocol = open_protocol(recipe, bench, generator, methods, oracles, progress=progress)
         scores = score_tasks(protocol, progress=progress)
         measured = measure_once(protocol, scores)
-    result = header(protocol) | summarise(scores, draws=recipe.evaluate.bootstrap, seed=recipe.seed)
+    result = header(bench, protocol.trials)
+    result |= summarise(scores, draws=recipe.evaluate.bootstrap, seed=recipe.seed)
     result["controls"]["memorisation"] |= measured["memorisation"]
     prepared = {stage: seconds for stage, seconds in timings(recipe.folder).items() if stage != "evaluate"}
     result["cost"] = costs(measured["cost"], prepared)
@@ -262,20 +263,20 @@ def measure_once(protocol: Protocol, scores: Sequence[TaskScores]) -> dict[str, 
     return read_json(file)
 
 
-def header(protocol: Protocol) -> dict[str, Any]:
+def header(bench: Bench, trials: dict[str, Any]) -> dict[str, Any]:
     """Where, when and from what the result was made."""
-    recipe, suite = protocol.recipe, protocol.bench.suite
+    recipe, suite = bench.recipe, bench.suite
     return {
         "recipe": recipe.name,
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(protocol.bench.base.model.device),
+        "machine": machine(bench.base.model.device),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "seeds": list(range(recipe.evaluate.seeds)),
-        "base_model": protocol.bench.base.name,
+        "base_model": bench.base.name,
         "suite": {split: len(tasks) for split, tasks in suite.splits.items()},
-        "trials": protocol.trials,
+        "trials": trials,
     }
 
 

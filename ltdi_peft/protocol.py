@@ -76,17 +76,11 @@ class Protocol:
 
     def prompts(self, task: Task) -> list[str]:
         """The generator's prompt for each seed: held-out paraphrases in turn."""
-        return [
-            task.held_out_prompts[s % len(task.held_out_prompts)] for s in range(self.recipe.evaluate.seeds)
-        ]
+        return seed_prompts(task, self.recipe.evaluate.seeds)
 
     def generated(self, name: str, prompts: Sequence[str]) -> list[Adapter]:
         """Prompt i answered with generator seed i, modulo the number of seeds."""
-        made = []
-        for index, prompt in enumerate(prompts):
-            seed = index % self.recipe.evaluate.seeds
-            made += self.generators[name].generate([prompt], seed=seed, base=self.bench.base)
-        return [one.adapter for one in made]
+        return one_by_one(self.generators[name], self.bench, prompts, self.recipe.evaluate.seeds)
 
     def noisy(self, task: Task) -> list[Adapter]:
         """The mean adapter and noise, for each seed as far from it as what `ours` generates."""
@@ -102,7 +96,25 @@ class Protocol:
     def wrong_prompts(self, task: Task) -> list[str]:
         """Held-out paraphrases of other tasks with this task's answer format."""
         others, _ = wrong_tasks(self.bench.suite, task, self.recipe.evaluate.wrong_prompts, self.recipe.seed)
-        return [other.held_out_prompts[i % len(other.held_out_prompts)] for i, other in enumerate(others)]
+        return prompts_of(others)
+
+
+def seed_prompts(task: Task, seeds: int) -> list[str]:
+    """The generator's prompt for each seed: held-out paraphrases in turn."""
+    return [task.held_out_prompts[seed % len(task.held_out_prompts)] for seed in range(seeds)]
+
+
+def prompts_of(others: Sequence[Task]) -> list[str]:
+    """A held-out paraphrase of each task, of the next one the next in turn."""
+    return [other.held_out_prompts[i % len(other.held_out_prompts)] for i, other in enumerate(others)]
+
+
+def one_by_one(generator: Generator, bench: Bench, prompts: Sequence[str], seeds: int) -> list[Adapter]:
+    """Prompt i answered with generator seed i modulo `seeds`; an adapter's bytes depend on its batch."""
+    made = []
+    for index, prompt in enumerate(prompts):
+        made += generator.generate([prompt], seed=index % seeds, base=bench.base)
+    return [one.adapter for one in made]
 
 
 Maker = Callable[[Protocol, Task], list[Adapter]]

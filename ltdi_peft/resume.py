@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ltdi_peft.adapter import load_adapter_folder
 from ltdi_peft.config import Recipe, to_dict
 from ltdi_peft.prepare import Prepared
 from ltdi_peft.provenance import weights_digest
@@ -40,8 +39,8 @@ def made_from(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     for tensor in (prepared.data.tokens, prepared.data.conditions):
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     made = {"recipe": json.loads(json.dumps(table)), "collected runs": digest.hexdigest()[:16]}
-    if recipe.train.origin:
-        made["origin"] = weights_digest(load_adapter_folder(recipe.train.origin)[1])
+    if recipe.train.origin and prepared.codec.origin:
+        made["origin"] = weights_digest(prepared.codec.origin)
     return made
 
 

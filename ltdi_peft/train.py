@@ -32,12 +32,13 @@ from ltdi_peft.generator import CONFIG_FILE, Generator, load_generator
 from ltdi_peft.generator_config import GeneratorConfig, shown_recipe
 from ltdi_peft.guidance import SCALE_EXAMPLES, best_guidance, choose_guidance
 from ltdi_peft.launch import on_cpu
-from ltdi_peft.origin import at_origin, has_origin, recipe_origin
+from ltdi_peft.origin import at_origin, recipe_origin
 from ltdi_peft.prepare import Prepared, prepare, require_kept, round_trip_gate
 from ltdi_peft.resume import made_from, newest_point, resume, save_point
 from ltdi_peft.session import Session as Session
 from ltdi_peft.spec import require_same_spec
 from ltdi_peft.stages import (
+    Weights,
     averaged_weights,
     best_share,
     between,
@@ -110,18 +111,20 @@ def train_in(
     with accelerator.main_process_first():
         encoder = PromptEncoder(recipe.condition.encoder, base=bench.base)
         prepared = prepare(recipe, encoder, names, progress=progress)
+    report: dict[str, Any] = {"world_size": accelerator.num_processes}
+    encoded = prepared  # round trips and validation runs are counted from the shared start
+    if recipe.train.origin:
+        prepared, report["origin"] = with_origin(bench, prepared, accelerator, progress=progress)
     made = made_from(recipe, prepared)
     if finished(folder, made):
         return load_generator(folder / "generator")
-    report: dict[str, Any] = {"world_size": accelerator.num_processes, "made_from": made}
-    report |= {"ridge": prepared.centre.strength, "spread": prepared.centre.spread}
+    report |= {"made_from": made, "ridge": prepared.centre.strength, "spread": prepared.centre.spread}
     if gate > 0 and not recipe.train.encoded:
-        found = told(accelerator, lambda: round_trip_gate(bench, prepared.codec, held_out))
-        require_kept(found, gate, prepared.codec)
+        found = told(accelerator, lambda: round_trip_gate(bench, encoded.codec, held_out))
+        require_kept(found, gate, encoded.codec)
         report["gate"] = found.to_dict()
     newest_point(folder / "checkpoints", made)  # what cannot go on is said before the origin takes long
-    encoded = prepared  # the validation tasks' own runs are counted from the shared start
-    if has_origin(recipe):
+    if recipe.train.origin_steps:
         prepared, report["origin"] = with_origin(bench, prepared, accelerator, progress=progress)
     session = Session(recipe, prepared, accelerator, bench)
     resume(session, folder / "checkpoints")
@@ -133,18 +136,10 @@ def train_in(
     report["stage_seconds"] = session.seconds
     report |= validate(session, validation) if validation else {}
     generator = build_generator(session, bench, guidance=1.0, encoder=encoder)
-    two_stages = recipe.train.steps and recipe.train.task_loss.steps
-    first = first_stage(folder / "checkpoints") if two_stages else None
-    if targets and first:
-        report["task_loss_share"] = told(
-            accelerator, lambda: share_accuracies(generator, first, bench, list(targets))
-        )
-        share = best_share(report["task_loss_share"])
-        generator.denoiser.load_state_dict(between(first, generator.denoiser.state_dict(), share))
     if targets:
-        report["guidance"] = told(accelerator, lambda: choose_guidance(generator, bench, list(targets)))
-        best = best_guidance(report["guidance"], scored=SCALE_EXAMPLES * len(targets))
-        generator.config = replace(generator.config, guidance_scale=best.scale, mean_share=best.mean_share)
+        two_stages = recipe.train.steps and recipe.train.task_loss.steps
+        first = first_stage(folder / "checkpoints") if two_stages else None
+        report |= make_choices(generator, first, bench, list(targets), accelerator)
     if accelerator.is_main_process:
         report["seconds"] = time.perf_counter() - began
         publish(generator, report, folder)
@@ -159,6 +154,24 @@ def with_origin(
     with accelerator.main_process_first():
         origin, about = recipe_origin(bench, prepared.codec.start, progress=progress)
     return at_origin(prepared, origin), about
+
+
+def make_choices(
+    generator: Generator, first: Weights | None, bench: Bench, names: Sequence[str], accelerator: Accelerator
+) -> dict[str, Any]:
+    """Choose how much of the second stage is kept, then the guidance, on tasks `names`; what was tried.
+
+    `first`: the weights after the first stage, where there were two.
+    """
+    tried: dict[str, Any] = {}
+    if first:
+        tried["task_loss_share"] = told(accelerator, lambda: share_accuracies(generator, first, bench, names))
+        share = best_share(tried["task_loss_share"])
+        generator.denoiser.load_state_dict(between(first, generator.denoiser.state_dict(), share))
+    tried["guidance"] = told(accelerator, lambda: choose_guidance(generator, bench, names))
+    best = best_guidance(tried["guidance"], scored=SCALE_EXAMPLES * len(names))
+    generator.config = replace(generator.config, guidance_scale=best.scale, mean_share=best.mean_share)
+    return tried
 
 
 def told(accelerator: Accelerator, work: Callable[[], T]) -> T:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_bench import SPLITS
+from tiny_bench import SPLITS, link_runs
 
 from ltdi_peft.cli import main
 from ltdi_peft.collect import open_bench
@@ -38,11 +38,7 @@ def files(world, tmp_path_factory):
 
 def over_the_store(world, folder, **sections):
     """The world's recipe with an `output` of its own, whose runs are links to the world's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("trajectories", "held_out", "start"):
-        if not (folder / name).exists():
-            (folder / name).symlink_to(world.recipe.folder / name)
-    return world.changed(folder, **sections)
+    return world.changed(link_runs(world.recipe, folder), **sections)
 
 
 def trained(recipe, bench):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_bench import collected
+from tiny_bench import collected, link_runs
 
 from ltdi_peft.adapter import save_adapter_folder
 from ltdi_peft.baselines import adapter_digest
@@ -15,6 +15,7 @@ from ltdi_peft.generator import load_generator
 from ltdi_peft.multi_task import multi_task_plan
 from ltdi_peft.origin import at_origin, moved, recipe_origin, train_origin
 from ltdi_peft.prepare import prepare
+from ltdi_peft.resume import made_from
 from ltdi_peft.spec import SpecMismatchError, site_norms
 from ltdi_peft.train import train_generator
 
@@ -117,20 +118,11 @@ def given(bench, folder, output=None):
     return replace(bench, recipe=recipe)
 
 
-def linked(bench, folder):
-    """An output of its own with the bench's runs."""
-    for name in ("trajectories", "held_out", "start"):
-        (folder / name).symlink_to(bench.recipe.folder.resolve() / name)
-    return folder
-
-
 def test_a_given_origin_makes_what_the_trained_one_makes(bench, origin, tmp_path):
     expected = train_generator(bench.recipe, bench=bench, progress=False)
     folder = tmp_path / "other" / "place"
     save_adapter_folder(folder, bench.spec, origin)
-    output = tmp_path / "run"
-    output.mkdir()
-    other = given(bench, folder, linked(bench, output))
+    other = given(bench, folder, link_runs(bench.recipe, tmp_path / "run"))
     made = train_generator(other.recipe, bench=other, progress=False)
     conditions = made.conditions[:2]
     for one, two in zip(made.tokens(conditions), expected.tokens(conditions), strict=True):
@@ -141,13 +133,21 @@ def test_a_given_origin_makes_what_the_trained_one_makes(bench, origin, tmp_path
         train_generator(other.recipe, bench=other, progress=False)
 
 
+def test_a_resume_point_knows_the_origin_in_use_not_the_one_on_disk(bench, prepared, origin, tmp_path):
+    folder, start = tmp_path / "place", shared_start(bench, progress=False)
+    save_adapter_folder(folder, bench.spec, origin)
+    recipe, there = given(bench, folder).recipe, at_origin(prepared, origin)
+    made = made_from(recipe, there)
+    save_adapter_folder(folder, bench.spec, start, overwrite=True)
+    assert made_from(recipe, there) == made
+    assert made_from(recipe, at_origin(prepared, start)) != made
+
+
 def test_the_table_begins_at_a_given_origin(bench, origin, tmp_path):
     folder = tmp_path / "place"
     save_adapter_folder(folder, bench.spec, origin)
-    output = tmp_path / "run"
-    output.mkdir()
     about = replace(bench.recipe.evaluate, methods=("mean", "ours"))
-    other = given(bench, folder, linked(bench, output))
+    other = given(bench, folder, link_runs(bench.recipe, tmp_path / "run"))
     other = replace(other, recipe=replace(other.recipe, evaluate=about))
     train_generator(other.recipe, bench=other, progress=False)
     result = evaluate(other.recipe, bench=other, results=tmp_path, progress=False)

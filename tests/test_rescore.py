@@ -11,15 +11,17 @@ from ltdi_peft.evaluate import evaluate
 from ltdi_peft.generator import load_generator
 from ltdi_peft.train import train_generator
 
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "rescore.py"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 METHODS = ("multi_task_lora", "mean", "ours", "ours_wrong_prompt", "oracle")
 
 
 @pytest.fixture(scope="module")
 def rescore():
-    about = importlib.util.spec_from_file_location("rescore", FILE)
+    about = importlib.util.spec_from_file_location("rescore", BENCHMARKS / "rescore.py")
     module = importlib.util.module_from_spec(about)
-    about.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        about.loader.exec_module(module)
     return module
 
 

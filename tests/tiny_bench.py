@@ -130,3 +130,12 @@ def untrained_generator(bench, centre="ridge"):
     """Its denoiser adds nothing: it generates the ridge's prediction, or for every prompt the mean."""
     session = Session(bench.recipe, prepared_of(bench, centre), Accelerator(cpu=True), bench)
     return build_generator(session, bench, guidance=1.0)
+
+
+def link_runs(recipe: Recipe, folder: Path) -> Path:
+    """`folder`, as an output of its own with links to the recipe's runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("trajectories", "held_out", "start"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(recipe.folder.resolve() / name)
+    return folder
