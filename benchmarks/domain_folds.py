@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
     known, overrides = parser.parse_known_args()
     recipe = load_recipe(known.recipe, overrides)
-    suite = load_suite(recipe.suite.source, recipe.suite.split_file)
+    suite = load_suite(recipe.suite.source, recipe.suite.split_file, recipe.suite.wordings)
     folds = known.folds or sorted(set(suite.folds.values()))
     results = [fold_result(recipe, fold) for fold in folds]
     scores = [TaskScores(**row) for result in results for row in result["per_task"].values()]

@@ -57,7 +57,7 @@ def batches(generator: Generator, rival: T2LRival, base: Base, sizes: list[int])
                 "condition": median_seconds(lambda p=prompts: generator.encode_prompts(p, base), CPU, 3),
                 "chain": median_seconds(lambda c=conditions: generator.tokens(c), CPU, 3),
                 "decode": median_seconds(
-                    lambda t=tokens: [generator.clamp(one) for one in generator.codec.decode_many(t)], CPU, 3
+                    lambda t=tokens: [generator.clamped(f) for f in generator.codec.decode_batches(t)], CPU, 3
                 ),
                 "T2L": median_seconds(lambda c=conditions: rival.adapters(c), CPU, 3),
             }

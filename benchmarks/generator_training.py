@@ -96,8 +96,8 @@ def row(session: Timed, variant: str, steps: int, rates: tuple[float, float]) ->
 
 def measured(recipe: Recipe, options: argparse.Namespace) -> Result:
     """Both networks, each in all variants."""
-    names = [task.name for task in recipe_suite(recipe).split("train")]
-    prepared = prepare(recipe, PromptEncoder(recipe.condition.encoder), names)
+    prepared = prepare(recipe, PromptEncoder(recipe.condition.encoder), recipe_suite(recipe))
+    tasks = len(prepared.data.names)
     arithmetic = {t: product_rate(t, options.device) for t in (torch.float32, torch.bfloat16)}
     memory = memory_rate(options.device)
     variants = ["plain", "AdamW not fused", "bfloat16", *(["compiled"] if options.compile else [])]
@@ -111,7 +111,7 @@ def measured(recipe: Recipe, options: argparse.Namespace) -> Result:
             rows.append(cells)
             numbers.append(found)
     title = (
-        f"{recipe.name}: {len(names)} tasks, batch {recipe.train.batch_size}; memory moves "
+        f"{recipe.name}: {tasks} tasks, batch {recipe.train.batch_size}; memory moves "
         f"{memory / 1e9:.1f} GB/s, products reach {arithmetic[torch.float32] / 1e9:.0f} GFLOP/s in float32, "
         f"{arithmetic[torch.bfloat16] / 1e9:.0f} in bfloat16"
     )

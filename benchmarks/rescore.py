@@ -1,9 +1,10 @@
 """A generator on the unseen tasks of an evaluation that was made before: no store, no rival is trained again.
 
-    python benchmarks/rescore.py recipes/adapter_alone.yaml --before docs/results/smollm2_builtin.json \
+    python benchmarks/rescore.py recipes/two_purposes.yaml --before docs/results/smollm2_builtin.json \
         --wide docs/results/smollm2_builtin_wide.json [--generator FOLDER] [--results FOLDER]
 
-`ours` and `ours_wrong_prompt` are scored now, with the examples, prompts and seeds of the result `--before`;
+`ours` and `ours_wrong_prompt` are scored now, with the examples, prompts and seeds of the result `--before`,
+and no more wrong prompts than the recipe has;
 every other line is that result's own, task by task, so differences are paired. `origin` is scored again too:
 how far it is from its old line is what another machine and other rounding do. `--wide`: a result of
 wide_rival.py, whose rival joins the table. Interrupted, it goes on at the task where it was.
@@ -41,18 +42,18 @@ OURS, WRONG, ORIGIN, WIDE = "ours", "ours_wrong_prompt", "origin", "multi_task_l
 
 def scored(bench: Bench, generator: Generator, task: Task, seeds: int, wrong: Sequence[str]) -> Line:
     """Ours, ours with wrong prompts, and the origin, on the task's evaluation examples."""
-    made = [
-        adapter
-        for prompts in (seed_prompts(task, seeds), wrong)
-        for adapter in one_by_one(generator, bench, prompts, seeds)
-    ]
-    nothing = torch.zeros(len(bench.spec.sites), generator.codec.width)
-    stacked = stack_adapters([*made, generator.codec.decode(nothing)], bench.adapted.device)
+    origin = generator.codec.decode(torch.zeros(len(bench.spec.sites), generator.codec.width))
     examples, found = task.evaluation[: bench.recipe.evaluate.examples], {}
     for context in CONTEXTS:
+        made = [
+            adapter
+            for prompts in (seed_prompts(task, seeds), wrong)
+            for adapter in one_by_one(generator, bench, prompts, seeds, context=context)
+        ]
+        stacked = stack_adapters([*made, origin], bench.adapted.device)
         sheet = make_sheet(bench.adapted, examples, task.held_out_prompts if context == "prompt" else None)
-        *generated, origin = [round(v, 6) for v in score(bench.adapted, sheet, stacked).accuracy.tolist()]
-        found[context] = {OURS: generated[:seeds], WRONG: generated[seeds:], ORIGIN: [origin]}
+        *generated, own = [round(v, 6) for v in score(bench.adapted, sheet, stacked).accuracy.tolist()]
+        found[context] = {OURS: generated[:seeds], WRONG: generated[seeds:], ORIGIN: [own]}
     return found
 
 
@@ -96,7 +97,8 @@ def rescored(
     require_same_tasks(bench, generator, before)
     recipe, seeds = bench.recipe, len(before["seeds"])
     old = [TaskScores(**row) for row in before["per_task"].values()]
-    wrong = {one.task: prompts_of([bench.suite[name] for name in one.wrong_tasks]) for one in old}
+    count = recipe.evaluate.wrong_prompts
+    wrong = {one.task: prompts_of([bench.suite[name] for name in one.wrong_tasks[:count]]) for one in old}
     tasks = [bench.suite[one.task] for one in old]
     key = hashed({"generator": generator_digest(generator), "seeds": seeds, "wrong": wrong})
     keys = {task.name: hashed({**task.to_dict(), "examples": recipe.evaluate.examples}) for task in tasks}

@@ -92,7 +92,7 @@ def open_runs(recipe: Recipe, k: int) -> tuple[Prepared, Validation]:
     """What all settings with k local targets share."""
     recipe = replace(recipe, diffusion=replace(recipe.diffusion, k=k, centre="mean"))
     suite, encoder = recipe_suite(recipe), PromptEncoder(recipe.condition.encoder)
-    prepared = prepare(recipe, encoder, [task.name for task in suite.split("train")])
+    prepared = prepare(recipe, encoder, suite)
     names = [task.name for task in suite.split("validation")]
     targets = validation_targets(recipe, prepared, held_out_runs(recipe, names), names)
     prompts = [suite[name].held_out_prompts[0] for name in targets]

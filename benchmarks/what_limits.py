@@ -71,7 +71,7 @@ def prediction_errors(
     print("|---|---|" + "---|" * len(LEADING))
     for name in names:
         encoder = PromptEncoder(name, base=bench.base)
-        data = training_set(encoded, encoder)
+        data = training_set(encoded, encoder, bench.suite)
         finals = data.task_means[:, -1].flatten(1)
         ridge, mean, basis = fitted(data, finals), finals.mean(0), directions(finals)
         tasks = [bench.suite[run.task.name] for run in held]

@@ -44,14 +44,15 @@ def task_accuracy(
     """Context → method → accuracy on the task's evaluation examples, seeds averaged."""
     settings = bench.recipe.evaluate
     examples, prompts = task.evaluation[: settings.examples], task.held_out_prompts
-    made = one_by_one(generator, bench, seed_prompts(task, settings.seeds), settings.seeds)
+    asked = seed_prompts(task, settings.seeds)
     origin = generator.codec.decode(torch.zeros(len(bench.spec.sites), generator.codec.width))
-    narrow = stack_adapters([*made, origin], bench.adapted.device)
     broad = stack_adapters([rival], wide.adapted.device)
     found = {}
     for context in CONTEXTS:
         # The specs differ in the rank alone, so one sheet's lower activations serve both.
         sheet = make_sheet(bench.adapted, examples, prompts if context == "prompt" else None)
+        made = one_by_one(generator, bench, asked, settings.seeds, context=context)
+        narrow = stack_adapters([*made, origin], bench.adapted.device)
         *ours, alone = score(bench.adapted, sheet, narrow).accuracy.tolist()
         four = score(wide.adapted, sheet, broad).accuracy.tolist()
         found[context] = dict(zip(METHODS, (sum(ours) / len(ours), alone, four[0]), strict=True))

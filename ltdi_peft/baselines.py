@@ -80,7 +80,7 @@ class NearestTask:
     ) -> None:
         """move: what is done to an adapter before it answers; None: nothing."""
         self.move = move or (lambda adapter: adapter)
-        self.conditions = functional.normalize(data.conditions.mean(1), dim=-1)
+        self.conditions = functional.normalize(data.prompt_conditions.mean(1), dim=-1)
         by_task: dict[str, Trajectory] = {}
         for run in sorted(runs, key=lambda run: run.seed):
             by_task.setdefault(run.task.name, run)
@@ -88,7 +88,8 @@ class NearestTask:
 
     def adapters(self, conditions: Float[Tensor, "prompt condition"]) -> list[Adapter]:
         """One a prompt; equal answers are one object."""
-        index = nearest_conditions(conditions, self.conditions).tolist()
+        said = conditions[:, : self.conditions.shape[1]]  # of prompts; in what was measured there is no more
+        index = nearest_conditions(said, self.conditions).tolist()
         made = {i: self.move(final_adapter(self.runs[i])) for i in set(index)}
         return [made[i] for i in index]
 
@@ -128,6 +129,8 @@ def with_best_guidance(
     tasks: Sequence[Task],
     encoder: PromptEncoder,
     examples: int = SCALE_EXAMPLES,
+    *,
+    context: str = "prompt",
 ) -> tuple[RidgeRival, Accuracies]:
     """The rival with the guidance that is best on the validation tasks, and each trial's accuracy.
 
@@ -137,7 +140,7 @@ def with_best_guidance(
     def predicted(prompt: Sequence[str], tried: Guidance) -> Adapter:
         return replace(rival, guidance=tried).adapters(encoder(prompt))[0]
 
-    found = guidance_accuracies(bench, tasks, predicted, rival.codec.gauge, examples)
+    found = guidance_accuracies(bench, tasks, predicted, rival.codec.gauge, examples, context)
     return replace(rival, guidance=best_guidance(found, scored=examples * len(tasks))), found
 
 

@@ -103,6 +103,12 @@ def unstack_adapter(stacked: Stacked, index: int) -> Adapter:
     }
 
 
+def unstacked(stacked: Stacked) -> Iterator[Adapter]:
+    """`unstack_adapter` of each."""
+    count = next(iter(stacked.values()))[0].shape[0]
+    return (unstack_adapter(stacked, index) for index in range(count))
+
+
 def low_rank(
     x: Float[Tensor, "row length fan_in"],
     a: Float[Tensor, "adapter rank fan_in"],

@@ -100,6 +100,7 @@ def generated_part(
     spec: AdapterSpec, provenance: Provenance, changed: bool, nearest: Nearest | None
 ) -> list[str]:
     """What it was made from and what is known of it, then what it cannot do."""
+    beside = provenance.prompt_in_context
     quoted = [f"> {line}" for line in provenance.task_prompt.splitlines()]
     near = f"`{provenance.nearest_task}`, cosine {provenance.nearest_similarity:.2f} of the task prompts"
     adapter = "not measured"
@@ -108,6 +109,7 @@ def generated_part(
     rows = {
         "generator": generator_row(provenance),
         "seed, guidance scale": f"{provenance.seed}, {provenance.guidance_scale:g}",
+        "made for a model": "with the sentence in its context" if beside else "without the sentence",
         f"nearest of {provenance.training_tasks} training tasks": near,
         "nearest training adapter": adapter,
         "adapter": described(spec),

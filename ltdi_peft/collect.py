@@ -14,7 +14,7 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from ltdi_peft.adapter import fresh_adapter, load_adapter_folder, require_base, 
 from ltdi_peft.base import Base, load_base, require_causal
 from ltdi_peft.batched import AdaptedBase, stack_adapters, unstack_adapter
 from ltdi_peft.config import FitConfig, Recipe, to_dict
-from ltdi_peft.fit import FitState, Pool, fit_steps, joined, make_pool
+from ltdi_peft.fit import FitState, Pool, fit_steps, joined, make_plain_pool, make_pool
 from ltdi_peft.fit_point import EVERY, POINT_FILE, FitPoint
 from ltdi_peft.launch import on_cpu
 from ltdi_peft.recording import Schedule
@@ -37,10 +37,11 @@ from ltdi_peft.strict import differing
 from ltdi_peft.task import Task, TaskSuite, load_suite
 from ltdi_peft.trajectory import json_bytes, read_json, recorded_adapter, replace_file
 
+LOWER_FOLDER = "lower"  # kept activations below the first adapted layer
 HELD_OUT = ("validation", "unseen_tasks", "unseen_domains")
 SETTINGS_FILE, TIMINGS_FILE, MEMORY_FILE = "collect.json", "timings.json", "memory.json"
 # More seeds, larger groups or more tasks add runs; anything else would mix two kinds of run in one store.
-FREE = ("seeds", "together")
+FREE = ("seeds", "together", "keep_lower")
 # The main process trains the shared start while the others wait; ten minutes, NCCL's own limit, may be too
 # short.
 PATIENCE = timedelta(hours=24)
@@ -58,6 +59,7 @@ class Bench:
     spec: AdapterSpec
     fresh: Adapter
     pools: dict[str, Pool]
+    plain_pools: dict[str, Pool] = field(default_factory=dict)
 
     @cached_property
     def adapted(self) -> AdaptedBase:
@@ -67,8 +69,21 @@ class Bench:
     def pool(self, task: Task) -> Pool:
         """The task's training rows, made at the first call."""
         if task.name not in self.pools:
-            self.pools[task.name] = make_pool(self.adapted, task, self.recipe.collect.rows)
+            rows = self.recipe.collect.rows
+            self.pools[task.name] = make_pool(self.adapted, task, rows, keep=self.lower_folder)
         return self.pools[task.name]
+
+    def plain_pool(self, task: Task) -> Pool:
+        """As many rows, none with a prompt; for who never asks for `pool`."""
+        if task.name not in self.plain_pools:
+            rows = self.recipe.collect.rows
+            self.plain_pools[task.name] = make_plain_pool(self.adapted, task, rows, keep=self.lower_folder)
+        return self.plain_pools[task.name]
+
+    @property
+    def lower_folder(self) -> Path | None:
+        """Where lower activations are kept; None where they are not."""
+        return self.recipe.folder / LOWER_FOLDER if self.recipe.collect.keep_lower else None
 
 
 def open_bench(recipe: Recipe, *, base: Base | None = None, device: torch.device | str = "cpu") -> Bench:
@@ -107,7 +122,7 @@ def lay_out(recipe: Recipe, suite: TaskSuite, base: Base) -> Bench:
 def recipe_suite(recipe: Recipe) -> TaskSuite:
     """The recipe's tasks, cut to the domains and numbers it asks for."""
     about = recipe.suite
-    suite = load_suite(about.source, about.split_file)
+    suite = load_suite(about.source, about.split_file, about.wordings)
     suite = suite if about.fold is None else suite.fold(about.fold)
     suite = suite.only(about.domains, about.match)
     counts = {

@@ -158,6 +158,8 @@ def generate_arguments(parser: ArgumentParser) -> None:
     steps = "gradient steps on the examples afterwards"
     parser.add_argument("--refine-steps", type=int, default=0, help=steps)
     parser.add_argument("--guidance-scale", type=float, help="else the generator's own")
+    alone = "for a model that will not have the prompt in its context"
+    parser.add_argument("--alone", action="store_true", help=alone)
     parser.add_argument("--load-in-4bit", action="store_true", help="load the base model in 4 bits (NF4)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same adapter")
 
@@ -169,20 +171,24 @@ def generate_folder(known: Namespace) -> Answer:
     if known.refine_steps and not known.examples:
         raise ValueError(f"--refine-steps is {known.refine_steps}: give --examples to learn from.")
     from ltdi_peft.adapter import spec_of
-    from ltdi_peft.generate import generate_adapter
+    from ltdi_peft.generate import find_generator, generate_adapter
     from ltdi_peft.publish import save_adapter
     from ltdi_peft.refine import refine
 
     examples = read_examples(known.examples) if known.examples else []
+    generator, shown = known.generator, examples
+    if known.refine_steps and known.candidates == 1:  # examples may be there to refine with alone
+        generator = find_generator(known.generator)
+        shown = examples if generator.config.condition_examples else []
     model = generate_adapter(
         known.prompt,
-        generator=known.generator,
+        generator=generator,
         base_model=known.base_model,
-        # One candidate is enough to refine; else generate_adapter says that examples need several.
-        examples=[] if known.refine_steps and known.candidates == 1 else examples,
+        examples=shown,
         num_candidates=known.candidates,
         guidance_scale=known.guidance_scale,
         seed=known.seed,
+        prompt_in_context=not known.alone,
         load_in_4bit=known.load_in_4bit,
     )
     if known.refine_steps:

@@ -1,9 +1,11 @@
-"""Task prompts → conditions.
+"""Task prompts, and perhaps examples, → conditions.
 
-In: prompts.  Out: (prompt, condition) float32, one unit vector each.
+In: prompts, and the examples that came with each.  Out: (prompt, condition) float32, a unit vector each.
 Idea: the generator never sees text, only where its encoder puts the prompt. A sentence embedding says what
 a prompt means; which words it has in common with the training prompts says more about new wordings of the
 same parts (measured: docs/log.md), so the two can stand side by side.
+Examples say by their answers what wordings leave open. Their part is a mean, so their order says nothing; it
+is zero where there are none, and beside it the prompt weighs less, so one linear map can tell both cases.
 Source: all-MiniLM-L6-v2 pools by the mean over tokens and normalises (sentence-transformers' model card);
 signed feature hashing, arXiv:0902.2206.
 """
@@ -26,9 +28,11 @@ from transformers import (
 
 from ltdi_peft.base import MINILM, Base, locate
 from ltdi_peft.config import ENCODERS
+from ltdi_peft.task import Example
 
 BATCH = 64  # prompts a forward pass
 WORDS = 512  # numbers that the words of a prompt are hashed into
+PROMPT_WEIGHT = 0.5  # of a prompt that has examples beside it
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -37,11 +41,15 @@ class PromptEncoder:
 
     `minilm` is a sentence encoder of 23 M parameters (Hub, or the wheel), `minilm_words` the same with
     `hashed_words` beside it; `base` reads the middle layer of the base model itself (of an encoder-decoder's
-    encoder), so that nothing more is downloaded.
+    encoder), so that nothing more is downloaded. `examples`: the most that a training condition has of them;
+    0 reads prompts alone.
     """
 
-    def __init__(self, name: str, *, base: Base | None = None, token: str | None = None) -> None:
+    def __init__(
+        self, name: str, *, base: Base | None = None, token: str | None = None, examples: int = 0
+    ) -> None:
         self.name = name
+        self.examples = examples
         self.words = name == "minilm_words"
         if name == "minilm" or self.words:
             source = locate(MINILM, token=token)
@@ -57,21 +65,53 @@ class PromptEncoder:
             self.layer = base.model.config.num_hidden_layers // 2
         else:
             raise ValueError(f"condition.encoder is {name!r}; known encoders are {sorted(ENCODERS)}.")
-        self.width = int(self.model.config.hidden_size) + (WORDS if self.words else 0)
+        hidden = int(self.model.config.hidden_size)
+        self.prompt_width = hidden + (WORDS if self.words else 0)
+        self.evidence_width = hidden + WORDS if examples else 0
+        self.width = self.prompt_width + self.evidence_width
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> Float[Tensor, "prompt condition"]:
-        """Unit vectors on the CPU. ValueError for an empty prompt, or one longer than the encoder reads."""
+    def __call__(
+        self, prompts: Sequence[str], examples: Sequence[Sequence[Example]] = ()
+    ) -> Float[Tensor, "prompt condition"]:
+        """Unit vectors on the CPU. `examples`: of each prompt, or none at all.
+
+        Raises ValueError for an empty prompt, for a text that is longer than the encoder reads, and for
+        examples where it reads none.
+        """
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise ValueError("a task prompt is empty; describe the task, e.g. 'Translate to French.'")
-        batches = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
-        pooled = torch.cat([self._pooled(list(batch)) for batch in batches])
-        if not self.words:
-            return pooled
-        # Both are unit vectors, so each has half a say.
-        return functional.normalize(torch.cat([pooled, hashed_words(prompts)], 1), dim=-1)
+        if examples and not self.examples:
+            raise ValueError(
+                "these conditions are of prompts alone; a recipe with condition.examples above 0 trains a "
+                "generator that reads examples."
+            )
+        said = self._pooled(prompts)
+        if self.words:  # both are unit vectors, so each has half a say
+            said = functional.normalize(torch.cat([said, hashed_words(prompts)], 1), dim=-1)
+        if not self.examples:
+            return said
+        shown = torch.zeros(len(prompts), self.evidence_width)
+        if examples:
+            shown, said = self.evidence(examples), PROMPT_WEIGHT * said
+        return functional.normalize(torch.cat([said, shown], 1), dim=-1)
 
-    def _pooled(self, prompts: list[str]) -> Float[Tensor, "prompt condition"]:
+    def evidence(self, examples: Sequence[Sequence[Example]]) -> Float[Tensor, "task evidence"]:
+        """Unit vectors of what examples show: what they are about, and the words of their answers."""
+        texts = list(dict.fromkeys(f"{e.input} -> {e.answer}" for own in examples for e in own))
+        places = {text: place for place, text in enumerate(texts)}
+        meaning, rows = self._pooled(texts), []
+        for own in examples:
+            about = meaning[[places[f"{e.input} -> {e.answer}"] for e in own]].mean(0)
+            form = hashed_words([e.answer for e in own]).mean(0)
+            rows.append(torch.cat([functional.normalize(part, dim=-1) for part in (about, form)]))
+        return functional.normalize(torch.stack(rows), dim=-1)
+
+    def _pooled(self, texts: Sequence[str]) -> Float[Tensor, "text hidden"]:
+        batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+        return torch.cat([self._pooled_batch(list(batch)) for batch in batches])
+
+    def _pooled_batch(self, prompts: list[str]) -> Float[Tensor, "prompt hidden"]:
         ids, mask = (tensor.to(self.model.device) for tensor in padded(self.tokenizer, prompts))
         most = longest_text(self.model.config)
         if most is not None and ids.shape[1] > most:

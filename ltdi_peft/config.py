@@ -29,6 +29,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 STORED_DTYPES = ("float32", "float16")
 CENTRES = ("ridge", "mean")
 METHODS = ("plain", "reptile")
+WORDINGS = ("few", "many")
 LEARNING_RATES = ("constant", "linear", "cosine")
 
 
@@ -58,6 +59,10 @@ class SuiteConfig:
     validation: int | None = None
     unseen_tasks: int | None = None
     unseen_domains: int | None = None
+    wordings: str = "few"  # of the built-in tasks: few, or many training prompts a task
+
+    def __post_init__(self) -> None:
+        one_of("wordings", self.wordings, WORDINGS)
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class CollectConfig:
     seeds: int = 2
     together: int = 8  # tasks trained in one forward pass
     rows: int = 160  # examples of a task kept for training (cached activations)
+    keep_lower: bool = False  # keep these activations on disk too: GBs, which later stages then read
     equal_parts: int = 6  # snapshots a run, at equal distances
     snapshot_dtype: str = "float32"
     multi_task: FitConfig = FitConfig(steps=400, batch_size=32, learning_rate=2e-3, prompt_in_context=0.8)
@@ -147,9 +153,13 @@ class ConditionConfig:
     # minilm: sentence embedding; minilm_words: with hashed words beside it; base: hidden states of the base
     # model
     encoder: str = "minilm"
+    # Every prompt is read twice in training, the second time beside 1 to so many of the task's examples, so
+    # that the generator reads either; 0: prompts alone.
+    examples: int = 0
 
     def __post_init__(self) -> None:
         one_of("encoder", self.encoder, ENCODERS)
+        at_least("examples", self.examples, 0)
 
 
 @dataclass(frozen=True)
@@ -216,6 +226,13 @@ class TaskLossConfig:
     examples: int = 8  # examples a task
     learning_rate: float = 3e-4
     weight_space: float = 0.1  # weight of the weight-space loss kept as a regulariser
+    # Share of the examples with the task prompt in the model's context; None: as they lie, two of three. At 0
+    # rows are a third as long, and what is learnt is for adapters that work without the prompt.
+    prompt_in_context: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.prompt_in_context is not None:
+            share("prompt_in_context", self.prompt_in_context)
 
 
 @dataclass(frozen=True)
@@ -236,9 +253,11 @@ class TrainConfig:
     checkpoint_every: int = 500
     log_every: int = 25
     log_with: str | None = "tensorboard"
-    # Further steps of the shared start on all tasks; generated differences are added to the result. 0: none.
+    # Generated differences are added to the origin: the adapter in a folder, trained from the shared start
+    # before; None: the shared start. Either is trained for so many further steps on all tasks first.
+    origin: str | None = None
     origin_steps: int = 0
-    origin: str | None = None  # or the folder of an adapter that was trained from the shared start before
+    origin_learning_rate: float | None = None  # peak; None: as collect.multi_task
     encoded: str | None = None  # a file of `ltdi encode` to train from, without store, codec fit and gate
     task_loss: TaskLossConfig = TaskLossConfig()
 
@@ -250,11 +269,8 @@ class TrainConfig:
         for key in ("validate_every", "checkpoint_every", "log_every"):
             at_least(key, vars(self)[key], 1)
         at_least("origin_steps", self.origin_steps, 0)
-        if self.origin and self.origin_steps:
-            raise ValueError(
-                f"train.origin is {self.origin!r} and train.origin_steps {self.origin_steps}: the origin is "
-                f"either there or trained. Leave one of them out."
-            )
+        if self.origin_learning_rate is not None:
+            positive("origin_learning_rate", self.origin_learning_rate)
         positive("learning_rate", self.learning_rate)
         share("ema", self.ema)
         share("warmup", self.warmup)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ltdi_peft.batched import Stacked, unstacked
 from ltdi_peft.gauge import (
     Frame,
     Stream,
@@ -248,19 +249,19 @@ class AdapterCodec:
         return next(self.decode_many(tokens[None]))
 
     def decode_many(self, tokens: Float[Tensor, "batch site width"]) -> Iterator[Adapter]:
-        """`decode` of each, up to rounding: a basis is read once for up to `TOGETHER` adapters."""
+        """`decode` of each, up to rounding."""
+        for factors in self.decode_batches(tokens):
+            yield from unstacked(factors)
+
+    def decode_batches(self, tokens: Float[Tensor, "batch site width"]) -> Iterator[Stacked]:
+        """`decode_factors` of up to `TOGETHER` at a time, for which a basis is read once; on the CPU."""
         if not tokens.isfinite().all():
             raise BrokenAdapterError("tokens to decode hold NaN or infinity; expected finite numbers.")
         for part in tokens.detach().to(CPU, torch.float32).split(TOGETHER):
             with torch.no_grad():
-                factors = self.decode_factors(part)
-            for row in range(len(part)):
-                # Copies: A may be a view of the start's A.
-                yield {name: (a[row].clone(), b[row].clone()) for name, (a, b) in factors.items()}
+                yield self.decode_factors(part)
 
-    def decode_factors(
-        self, tokens: Float[Tensor, "batch site width"]
-    ) -> dict[str, tuple[Float[Tensor, "batch rank fan_in"], Float[Tensor, "batch fan_out rank"]]]:
+    def decode_factors(self, tokens: Float[Tensor, "batch site width"]) -> Stacked:
         """Differentiable `decode` of a batch, on the tokens' device and in their dtype: {site: (A, B)}.
 
         In gauge `shared_a` A is a view of the start's A, without a gradient. Raises ValueError for tokens of

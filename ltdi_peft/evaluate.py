@@ -55,10 +55,10 @@ from ltdi_peft.score import pick_shots
 from ltdi_peft.sections import sections
 from ltdi_peft.spec import require_same_spec
 from ltdi_peft.store import Trajectory, TrajectoryStore
-from ltdi_peft.summary import UNSEEN, TaskScores, summarise
+from ltdi_peft.summary import CONTEXTS, UNSEEN, TaskScores, summarise
 from ltdi_peft.t2l import FOLDERS, T2LRival, train_t2l
 from ltdi_peft.task import TaskSuite
-from ltdi_peft.train import validation_runs
+from ltdi_peft.train import recipe_encoder, validation_runs
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 from ltdi_peft.variants import VARIANTS, train_variant, variant_trials
 
@@ -161,17 +161,19 @@ def open_protocol(
     for run in oracles.values():
         require_same_spec(bench.spec, run.spec, f"{recipe.held_out_folder}, run {run.run_id}")
     names = [task.name for task in bench.suite.split("train")]
-    encoder = PromptEncoder(recipe.condition.encoder, base=bench.base)
+    encoder = recipe_encoder(bench)
     runs = training_trajectories(recipe, names)
-    prepared = prepare(recipe, encoder, names, progress=progress)
+    prepared = prepare(recipe, encoder, bench.suite, progress=progress)
     generators, trials = {"ours": generator}, {"ours": guidance_of(generator)}
     for name in VARIANTS:
         if name in methods:
             generators[name] = train_variant(recipe, bench, name, progress=progress)
             trials[name] = guidance_of(generators[name]) | variant_trials(recipe, name)
-    ridge = fit_ridge_rival(prepared.data, generator.codec, generator)
+    fitted = fit_ridge_rival(prepared.data, generator.codec, generator)
+    ridge: dict[str, RidgeRival] = dict.fromkeys(CONTEXTS, fitted)
     if "ridge" in methods:
-        ridge, trials["ridge"] = tuned_ridge(ridge, bench, encoder)
+        # Guided for either context apart where ours is.
+        ridge, trials["ridge"] = tuned_ridges(fitted, bench, encoder, generator.alone is not None)
     start, move = runs[0].start(), None
     fixed = {"base": bench.fresh, "start": start, "mean": mean_adapter(runs, recipe.collect.gauge)}
     if has_origin(recipe):  # what answers from stored runs does so from where ours begins
@@ -221,19 +223,36 @@ def trained_t2l(
 
 def guidance_of(generator: Generator) -> dict[str, Any]:
     """The guidance that was chosen on validation tasks."""
-    return {"scale": generator.config.guidance_scale, "mean_share": generator.config.mean_share}
+    own = {"scale": generator.config.guidance_scale, "mean_share": generator.config.mean_share}
+    if generator.alone is None:
+        return own
+    return own | {"alone": guidance_of(generator.purposed(prompt_in_context=False))}
 
 
-def tuned_ridge(ridge: RidgeRival, bench: Bench, encoder: PromptEncoder) -> tuple[RidgeRival, dict[str, Any]]:
-    """The rival at its best guidance, and its trials; chosen once, kept beside the scores."""
+def tuned_ridges(
+    ridge: RidgeRival, bench: Bench, encoder: PromptEncoder, apart: bool
+) -> tuple[dict[str, RidgeRival], dict[str, Any]]:
+    """The rival for each context, at its best guidance there, or at that with the prompt, and its trials."""
+    best, tried = tuned_ridge(ridge, bench, encoder)
+    if not apart:
+        return dict.fromkeys(CONTEXTS, best), tried
+    alone, more = tuned_ridge(ridge, bench, encoder, context="no_prompt")
+    return dict(zip(CONTEXTS, (best, alone), strict=True)), tried | {"alone": more}
+
+
+def tuned_ridge(
+    ridge: RidgeRival, bench: Bench, encoder: PromptEncoder, *, context: str = "prompt"
+) -> tuple[RidgeRival, dict[str, Any]]:
+    """The rival at its best guidance for a context, and its trials; chosen once, kept beside the scores."""
     tasks = [bench.suite[run.task.name] for run in validation_runs(bench.recipe, bench)]
     tasks = [task for task in tasks if task.evaluation]
     about = f"{bench.base.weights_fingerprint} {bench.base.name} {sorted(task.name for task in tasks)}"
+    about += "" if context == "prompt" else f" {context}"
     key = hashlib.sha256(f"{tensor_digest([ridge.ridge.weight, ridge.mean])} {about}".encode()).hexdigest()
     file = bench.recipe.folder / "evaluation" / f"ridge-{key[:16]}.json"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        chosen, tried = with_best_guidance(ridge, bench, tasks, encoder)
+        chosen, tried = with_best_guidance(ridge, bench, tasks, encoder, context=context)
         about = {**vars(chosen.guidance), "strength": ridge.strength, "validation_accuracy": tried}
         replace_file(file, json_bytes(about))
     found = read_json(file)

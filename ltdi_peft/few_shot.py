@@ -24,12 +24,13 @@ from ltdi_peft.protocol import generator_digest
 from ltdi_peft.refine import example_pool
 from ltdi_peft.score import Sheet, make_sheet, score
 from ltdi_peft.spec import Adapter
-from ltdi_peft.task import Task
+from ltdi_peft.task import Example, Task
 
 VERSION = 1  # of what a cached line means
 # Road with gradient steps → the adapter that it begins at.
 ORIGINS = {"refined": "generated", "lora": "fresh", "lora_from_start": "start"}
 METHODS = ("generated", "best_of", *ORIGINS)
+READ = "in_condition"  # one more method, of a generator that reads examples beside the prompt
 # Peak learning rates that are tried: B = 0 has further to go, so its grid lies higher.
 RATES = {
     "refined": (1e-3, 2e-3, 4e-3, 8e-3),
@@ -101,7 +102,8 @@ def ladder(
         return [accuracies(few, t, one, few.examples) for t, one in zip(group, made, strict=True)]
 
     found = lines_of(few, about, tasks, lines, desc="few-shot", progress=progress)
-    return {str(n): {m: method_row(found, f"{n}/{m}", chosen) for m in METHODS} for n in few.counts}
+    methods = (*METHODS, READ) if few.generator.config.condition_examples else METHODS
+    return {str(n): {m: method_row(found, f"{n}/{m}", chosen) for m in methods} for n in few.counts}
 
 
 def require_enough(few: FewShot, tasks: Sequence[Task]) -> None:
@@ -195,10 +197,13 @@ def origins(few: FewShot, task: Task) -> dict[str, Adapter]:
     return {"generated": generated, "fresh": few.bench.fresh, "start": few.start}
 
 
-def candidate(few: FewShot, task: Task, seed: int, scale: float | None) -> Adapter:
-    """One generated adapter."""
-    prompt = task.held_out_prompts[:1]
-    (one,) = few.generator.generate(prompt, seed=seed, guidance_scale=scale, base=few.bench.base)
+def candidate(
+    few: FewShot, task: Task, seed: int, scale: float | None, examples: Sequence[Example] = ()
+) -> Adapter:
+    """One generated adapter; `examples` are read beside the prompt."""
+    options = {"seed": seed, "guidance_scale": scale, "base": few.bench.base}
+    options |= {"examples": [examples]} if examples else {}
+    (one,) = few.generator.generate(task.held_out_prompts[:1], **options)
     return one.adapter
 
 
@@ -212,6 +217,9 @@ def ladder_adapters(few: FewShot, tasks: list[Task], fits: dict[str, Fit]) -> li
         for count in few.counts:
             made[index][f"{count}/generated"] = candidates[0]
             made[index][f"{count}/best_of"] = best_of(few, candidates, first_of(group.pools[index], count))
+            if few.generator.config.condition_examples:
+                shown = task.train[:count]
+                made[index][f"{count}/{READ}"] = candidate(few, task, *CANDIDATES[0], shown)
     return made
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from torch.nn import functional
 
 from ltdi_peft.batched import AdaptedBase, Row, Stacked, make_row
 from ltdi_peft.config import FitConfig
+from ltdi_peft.lower import kept_inputs
 from ltdi_peft.score import summed
-from ltdi_peft.task import Task
+from ltdi_peft.task import Example, Task
 
 PIECE_ROWS = 32  # rows a forward pass: enough for full speed on two cores, few enough to be of like length
 
@@ -54,17 +56,38 @@ class FitState:
     moments: dict[int, dict[str, Any]] = field(default_factory=dict)  # AdamW's, of each factor
 
 
-def make_pool(base: AdaptedBase, task: Task, rows: int, *, plain: bool = True) -> Pool:
-    """The first `rows` training examples with a paraphrase each (in turn), every second also without."""
-    examples = task.train[:rows]
-    if not examples:
-        raise ValueError(f"task {task.name!r} has no training examples; collecting needs them.")
+def make_pool(
+    base: AdaptedBase, task: Task, rows: int, *, plain: bool = True, keep: Path | None = None
+) -> Pool:
+    """The first `rows` training examples with a paraphrase each (in turn), every second also without.
+
+    keep: a folder to keep lower activations in.
+    """
+    examples = training_examples(task, rows)
     tokenizer = base.base.tokenizer
     made = [make_row(tokenizer, task.prompts[i % len(task.prompts)], e) for i, e in enumerate(examples)]
     prompted = tuple(range(len(made)))
     if plain:
         made += [make_row(tokenizer, None, example) for example in examples[::2]]
-    return Pool(tuple(made), tuple(base.inputs(made)), prompted, tuple(range(len(prompted), len(made))))
+    return Pool(tuple(made), pool_inputs(base, made, keep), prompted, tuple(range(len(prompted), len(made))))
+
+
+def make_plain_pool(base: AdaptedBase, task: Task, rows: int, *, keep: Path | None = None) -> Pool:
+    """The first `rows` training examples, none with a prompt; else as `make_pool`."""
+    made = [make_row(base.base.tokenizer, None, example) for example in training_examples(task, rows)]
+    return Pool(tuple(made), pool_inputs(base, made, keep), (), tuple(range(len(made))))
+
+
+def training_examples(task: Task, rows: int) -> Sequence[Example]:
+    """The first `rows`; ValueError for a task without any."""
+    if not task.train:
+        raise ValueError(f"task {task.name!r} has no training examples; collecting needs them.")
+    return task.train[:rows]
+
+
+def pool_inputs(base: AdaptedBase, rows: Sequence[Row], keep: Path | None) -> tuple[Tensor, ...]:
+    """Lower activations of the rows, computed, or kept in a folder."""
+    return tuple(kept_inputs(base, rows, keep) if keep else base.inputs(rows))
 
 
 def joined(pools: Sequence[Pool]) -> Pool:

@@ -29,6 +29,11 @@ from ltdi_peft.spec import BrokenAdapterError, SpecMismatchError
 from ltdi_peft.task import Example
 
 GENERATOR_VARIABLE = "LTDI_GENERATOR"
+CANDIDATES_OR_NOT = (
+    "num_candidates is {} with {} examples: examples choose among candidates, so give both (e.g. "
+    "num_candidates=8) or neither. (A generator trained with condition.examples above 0 reads examples "
+    "itself.)"
+)
 PROBE = "The quick brown fox jumps over the lazy dog."
 
 
@@ -42,6 +47,7 @@ def generate_adapter(
     num_candidates: int = 1,
     guidance_scale: float | None = None,
     seed: int = 0,
+    prompt_in_context: bool = True,
     adapter_name: str = "default",
     load_in_4bit: bool = False,
     device: torch.device | str | None = None,
@@ -56,21 +62,28 @@ def generate_adapter(
     `generator`: a `Generator`, a folder or a Hub id (at `revision`); else `$LTDI_GENERATOR`, else the one in
     the package, if it has one. `base_model`: a loaded model, which is wrapped in place; a `PeftModel`, which
     gets one more adapter under `adapter_name`; a name or folder; None for the generator's own. `tokenizer`:
-    of a loaded model whose own name does not say where it is. `examples`: (input, answer) pairs that choose
-    among `num_candidates` candidates, of seeds `seed`, `seed` + 1, …, by their loss. `guidance_scale`: how
-    far from the mean adapter; None is the generator's own, chosen on validation tasks. `verify`: the proof
-    of load. `device`, `dtype`, `load_in_4bit`: of a base model that is loaded here.
+    of a loaded model whose own name does not say where it is. `examples`: (input, answer) pairs of the task;
+    a generator that was trained to read examples reads them beside the prompt, and they choose among
+    `num_candidates` candidates, of seeds `seed`, `seed` + 1, …, by their loss. `guidance_scale`: how
+    far from the mean adapter; None is the generator's own, chosen on validation tasks. `prompt_in_context`:
+    whether the model will have the task prompt in its context when it is used; a generator may know a better
+    adapter for one that will not. `verify`: the proof of load. `device`, `dtype`, `load_in_4bit`: of a base
+    model that is loaded here.
 
     Raises ValueError, before anything is changed, for an empty prompt, a name in use, candidates without
-    examples or examples without candidates; SpecMismatchError for a base model of another architecture or
-    tokenizer; BrokenAdapterError when the proof fails, and the model is then what it was before. Warns
-    (UserWarning) when the base's weights are not those trained on, and when a norm had to be scaled into the
-    training range.
+    examples, or examples of which nothing would be read; SpecMismatchError for a base model of another
+    architecture or tokenizer; BrokenAdapterError when the proof fails, and the model is then what it was
+    before. Warns (UserWarning) when the base's weights are not those trained on, and when a norm had to be
+    scaled into the training range.
     """
     require_prompt(task_prompt)
-    require_candidates(num_candidates, examples)
+    pairs = as_examples(examples)
+    require_candidates(num_candidates, pairs)
     require_free_name(base_model, adapter_name)
     trained = find_generator(generator, revision=revision, token=token, cache_dir=cache_dir)
+    reads = trained.config.condition_examples > 0
+    if pairs and num_candidates == 1 and not reads:
+        raise ValueError(CANDIDATES_OR_NOT.format(num_candidates, len(pairs)))
     if isinstance(base_model, PreTrainedModel | PeftModel):
         named = trained.config.base_model
         base = wrap_passed(base_model, tokenizer, default_name=named, token=token, cache_dir=cache_dir)
@@ -81,10 +94,11 @@ def generate_adapter(
         model = base.model
     require_same_base(trained, base)
     with as_base(model):
-        options = {"guidance_scale": guidance_scale, "base": base}
+        options = {"guidance_scale": guidance_scale, "base": base, "prompt_in_context": prompt_in_context}
+        options |= {"examples": [pairs]} if reads and pairs else {}
         seeds = range(seed, seed + num_candidates)
         made = [one for s in seeds for one in trained.generate([task_prompt], seed=s, **options)]
-        chosen = made[0] if num_candidates == 1 else best_candidate(made, base, examples, task_prompt)
+        chosen = made[0] if num_candidates == 1 else best_candidate(made, base, pairs)
     if chosen.clamped:
         warnings.warn(
             f"‖ΔW‖ of {len(chosen.clamped)} of {len(chosen.adapter)} sites was scaled into the range of the "
@@ -109,14 +123,10 @@ def require_prompt(task_prompt: str) -> None:
         )
 
 
-def require_candidates(count: int, examples: Sequence[Example | Sequence[str]]) -> None:
-    """ValueError unless several candidates come with examples, and examples with several candidates."""
-    if count < 1 or (count > 1) != bool(examples):
-        raise ValueError(
-            f"num_candidates is {count} with {len(examples)} examples: examples choose among candidates, so "
-            f"give both (e.g. num_candidates=8) or neither."
-        )
-    as_examples(examples)
+def require_candidates(count: int, examples: Sequence[Example]) -> None:
+    """ValueError unless several candidates come with examples."""
+    if count < 1 or (count > 1 and not examples):
+        raise ValueError(CANDIDATES_OR_NOT.format(count, len(examples)))
 
 
 def as_examples(examples: Sequence[Example | Sequence[str]]) -> list[Example]:
@@ -259,11 +269,15 @@ def as_base(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
 
 def best_candidate(
-    made: Sequence[GeneratedAdapter], base: Base, examples: Sequence[Example | Sequence[str]], prompt: str
+    made: Sequence[GeneratedAdapter], base: Base, examples: Sequence[Example]
 ) -> GeneratedAdapter:
-    """The candidate with the least mean loss on the examples, prompt in context; of equal ones the first."""
-    adapted = AdaptedBase(base, made[0].spec.sites)
-    sheet = make_sheet(adapted, as_examples(examples), [prompt])
+    """The candidate with the least mean loss on the examples, with the prompt in context if made for that.
+
+    Of equal ones the first.
+    """
+    adapted, about = AdaptedBase(base, made[0].spec.sites), made[0].origin
+    prompts = [about.task_prompt] if about.prompt_in_context else None
+    sheet = make_sheet(adapted, examples, prompts)
     found = score(adapted, sheet, stack_adapters([one.adapter for one in made], adapted.device))
     return made[int(found.loss.mean(1).argmin())]
 

@@ -4,7 +4,8 @@ In: spec, weights, provenance.  Out: a PEFT folder with its page.
 Idea: what a server or a hot swap needs; no base model is loaded to make or to save it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from peft import PeftModel
@@ -19,7 +20,7 @@ from ltdi_peft.adapter import (
     spec_of,
 )
 from ltdi_peft.cards import adapter_card, write_card
-from ltdi_peft.provenance import Provenance, note_provenance, write_provenance
+from ltdi_peft.provenance import Provenance, note_provenance, weights_digest, write_provenance
 
 
 @dataclass(frozen=True)
@@ -28,28 +29,33 @@ class GeneratedAdapter:
 
     spec: AdapterSpec
     adapter: Adapter
-    provenance: Provenance
+    origin: Provenance  # but for the digest of the weights
     clamped: tuple[str, ...]  # sites whose norm was scaled into the training range
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """Where it came from; the weights are hashed at the first call."""
+        return replace(self.origin, weights=weights_digest(self.adapter))
 
     @property
     def prompt(self) -> str:
         """The sentence that it was made from."""
-        return self.provenance.task_prompt
+        return self.origin.task_prompt
 
     @property
     def seed(self) -> int:
         """Of the noise that its chain began with."""
-        return self.provenance.seed
+        return self.origin.seed
 
     @property
     def nearest_task(self) -> str:
         """The training task whose prompts are the most similar."""
-        return self.provenance.nearest_task
+        return self.origin.nearest_task
 
     @property
     def nearest_similarity(self) -> float:
         """Cosine of the prompt's condition and that task's."""
-        return self.provenance.nearest_similarity
+        return self.origin.nearest_similarity
 
     def swap_into(self, model: PeftModel, adapter_name: str = "default") -> PeftModel:
         """Hot swap: overwrite an adapter that is on a model by this one, in place, in milliseconds.

@@ -7,12 +7,12 @@ One folder: config.json, model.safetensors, codec.safetensors, README.md, and ev
 evaluated; nothing in it is a pickle.
 """
 
+import copy
 import json
-import math
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ltdi_peft.adapter import Adapter, AdapterSpec
 from ltdi_peft.base import Base
+from ltdi_peft.batched import Stacked, unstacked
 from ltdi_peft.cards import Place
 from ltdi_peft.centre import Ridge
 from ltdi_peft.condition import PromptEncoder
@@ -36,8 +37,9 @@ from ltdi_peft.generator_config import GeneratorConfig as GeneratorConfig
 from ltdi_peft.generator_config import card_text
 from ltdi_peft.hub import download, full_id, require_hub_base, upload
 from ltdi_peft.int8 import packed, unpacked
-from ltdi_peft.provenance import Provenance, weights_digest
-from ltdi_peft.spec import site_norms
+from ltdi_peft.provenance import Provenance
+from ltdi_peft.spec import delta_norms
+from ltdi_peft.task import Example
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 WEIGHTS_FILE, CODEC_FILE, CONFIG_FILE = "model.safetensors", "codec.safetensors", "config.json"
@@ -51,7 +53,7 @@ class Generator(nn.Module, ModelHubMixin):
     centre: Tensor  # (condition + 1, site · width): the ridge's weight, or zeros above the mean
     mean: Tensor  # (site, width): the mean training adapter
     spread: Tensor  # (): root mean square of what the chain models
-    conditions: Tensor  # (training task, condition), for nearest-task figures
+    conditions: Tensor  # (training task, its part of a condition that prompts make), for nearest-task figures
 
     def __init__(
         self,
@@ -68,6 +70,8 @@ class Generator(nn.Module, ModelHubMixin):
         self.config = config
         self.codec = codec
         self.denoiser = Denoiser(DenoiserConfig(**config.denoiser))
+        # Of adapters that work without the task prompt in context, where a network was chosen for them.
+        self.alone = Denoiser(DenoiserConfig(**config.denoiser)) if config.alone else None
         for name, value in zip(BUFFERS, (centre, mean, spread, conditions), strict=True):
             self.register_buffer(name, value.float().contiguous())
         self.chain = chain_for(config.loss, config.law, config.k, config.steps)
@@ -81,16 +85,33 @@ class Generator(nn.Module, ModelHubMixin):
         """What the adapters sit on."""
         return self.codec.spec
 
+    def purposed(self, prompt_in_context: bool) -> "Generator":
+        """This generator as it answers for one purpose: network and guidance change, all else is shared.
+
+        prompt_in_context: whether the model will have the task prompt in its context when it is used. A
+        generator without a network of its own for models that will not is the same for both.
+        """
+        if prompt_in_context or self.alone is None or self.config.alone is None:
+            return self
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "denoiser": self.alone, "alone": None}
+        twin.config = replace(self.config, **self.config.alone, alone=None)
+        return twin
+
     def encode_prompts(
-        self, prompts: Sequence[str], base: Base | None = None
+        self, prompts: Sequence[str], base: Base | None = None, examples: Sequence[Sequence[Example]] = ()
     ) -> Float[Tensor, "prompt condition"]:
-        """Conditions, on the CPU. The sentence encoder is loaded at the first call; `base` needs a base."""
+        """Conditions, on the CPU. The sentence encoder is loaded at the first call; `base` needs a base.
+
+        `examples`: of each prompt, or none; ValueError for a generator that does not read them.
+        """
+        count = self.config.condition_examples
         if self.config.encoder == "base":
             # Never kept: it would hold the model, and read through the adapters that it gets later.
-            return PromptEncoder("base", base=base)(prompts)
+            return PromptEncoder("base", base=base, examples=count)(prompts, examples)
         if self._encoder is None:
-            self._encoder = PromptEncoder(self.config.encoder)
-        return self._encoder(prompts)
+            self._encoder = PromptEncoder(self.config.encoder, examples=count)
+        return self._encoder(prompts, examples)
 
     def predicted_centre(
         self, conditions: Float[Tensor, "prompt condition"]
@@ -152,56 +173,74 @@ class Generator(nn.Module, ModelHubMixin):
         guidance_scale: float | None = None,
         steps: int | None = None,
         base: Base | None = None,
+        prompt_in_context: bool = True,
+        examples: Sequence[Sequence[Example]] = (),
     ) -> list[GeneratedAdapter]:
         """One adapter a prompt; the same seed gives the same bytes, in another batch up to rounding.
 
         `steps`: fewer steps of the chain. `base`: only for a generator whose condition.encoder is `base`.
-        Raises ValueError for an empty prompt, or for one text instead of a list.
+        `prompt_in_context`: as in `purposed`. `examples`: as in `encode_prompts`. Raises ValueError for an
+        empty prompt, or for one text instead of a list.
         """
         if isinstance(prompts, str):
             raise ValueError(f"generate() takes a list of prompts, got one text: [{prompts!r}] is meant.")
-        conditions = self.encode_prompts(prompts, base)
-        tokens = self.tokens(conditions, seed=seed, guidance_scale=guidance_scale, steps=steps)
+        own = self.purposed(prompt_in_context)
+        conditions = self.encode_prompts(prompts, base, examples)
+        tokens = own.tokens(conditions, seed=seed, guidance_scale=guidance_scale, steps=steps)
         similarity, nearest = self.similarities(conditions).max(1)
         out = []
-        made = map(self.clamp, self.codec.decode_many(tokens))
+        made = (one for factors in self.codec.decode_batches(tokens) for one in self.clamped(factors))
         for index, (prompt, (adapter, clamped)) in enumerate(zip(prompts, made, strict=True)):
             provenance = Provenance(
                 task_prompt=prompt,
                 seed=seed,
-                guidance_scale=self.config.guidance_scale if guidance_scale is None else guidance_scale,
+                guidance_scale=own.config.guidance_scale if guidance_scale is None else guidance_scale,
+                prompt_in_context=prompt_in_context,
+                examples=len(examples[index]) if examples else 0,
                 generator=self.name,
                 generator_revision=self.revision,
                 base_revision=self.config.base_revision,
                 training_tasks=len(self.config.training_tasks),
                 nearest_task=self.config.training_tasks[int(nearest[index])],
                 nearest_similarity=round(float(similarity[index]), 6),
-                weights=weights_digest(adapter),
+                weights="",  # hashed when somebody asks, which takes longer than making them
                 scores=self.scores,
             )
             out.append(GeneratedAdapter(self.spec, adapter, provenance, clamped))
         return out
 
     def similarities(self, conditions: Float[Tensor, "prompt condition"]) -> Float[Tensor, "prompt task"]:
-        """Cosines of the conditions with those of the training tasks."""
-        return conditions.to(self.conditions) @ self.conditions.mT
+        """Cosines of the prompts' conditions with those of the training tasks; of examples nothing counts."""
+        width = self.conditions.shape[1]
+        said = torch.nn.functional.normalize(conditions[:, :width], dim=-1)
+        return said.to(self.conditions) @ self.conditions.mT
 
     def clamp(self, adapter: Adapter) -> tuple[Adapter, tuple[str, ...]]:
         """B scaled so that ‖ΔW‖ of each site lies in the training range; and the sites where it did not.
 
         A site of norm 0 cannot be scaled: the proof of load refuses it.
         """
-        norms, clamped = site_norms(self.spec, adapter), []
-        out = dict(adapter)
-        for site, norm in norms.items():
-            low, high = self.config.norm_range[site]
-            wanted = min(max(norm, low), high)
+        stacked = {site: (a[None], b[None]) for site, (a, b) in adapter.items()}
+        ((scaled, sites),) = self.clamped(stacked)
+        return {**adapter, **{site: scaled[site] for site in sites}}, sites
+
+    def clamped(self, factors: Stacked) -> list[tuple[Adapter, tuple[str, ...]]]:
+        """`clamp` of several adapters, whose norms are taken together."""
+        out, scaled = dict(factors), {}
+        for site in self.spec.sites:
+            a, b = factors[site.name]
+            norm = delta_norms(a, b, site.scaling)
+            low, high = self.config.norm_range[site.name]
+            wanted = norm.clamp(low, high)
             # A norm that was scaled to a bound comes back with float32 rounding.
-            if norm > 0 and not math.isclose(wanted, norm, rel_tol=1e-5):
-                a, b = adapter[site]
-                out[site] = (a, (b * (wanted / norm)).contiguous())
-                clamped.append(site)
-        return out, tuple(clamped)
+            off = (norm > 0) & ((wanted - norm).abs() > 1e-5 * torch.maximum(wanted, norm))
+            if off.any():
+                scale = torch.where(off, wanted / norm, 1.0).to(b.dtype)
+                out[site.name] = (a, b * scale[:, None, None])
+                scaled[site.name] = off.tolist()
+        adapters = list(unstacked(out))
+        sites = [tuple(s for s, off in scaled.items() if off[row]) for row in range(len(adapters))]
+        return list(zip(adapters, sites, strict=True))
 
     # ---- the folder
 
@@ -285,7 +324,7 @@ def load_generator(folder: Path) -> Generator:
         weights = unpacked(load_file(folder / WEIGHTS_FILE))
         buffers = {name: weights.pop(name) for name in BUFFERS}
         generator = Generator(config, codec, **buffers)  # pyright: ignore[reportArgumentType]  # BUFFERS are its names
-        generator.denoiser.load_state_dict({key.removeprefix("denoiser."): w for key, w in weights.items()})
+        generator.load_state_dict({**weights, **buffers})
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise ValueError(
             f"{folder / WEIGHTS_FILE} is truncated or does not fit {CONFIG_FILE} ({error}). Copy the "

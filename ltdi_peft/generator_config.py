@@ -37,6 +37,9 @@ class GeneratorConfig:
     norm_range: dict[str, tuple[float, float]]  # ‖ΔW‖ per site over the training adapters, least and most
     recipe: dict[str, Any]
     format_version: int = FORMAT_VERSION
+    condition_examples: int = 0  # the most examples that a training condition had; 0: it reads prompts alone
+    # guidance_scale and mean_share of adapters that work without the prompt in context; None: as the others
+    alone: dict[str, float] | None = None
     shrunk: dict[str, Any] | None = None  # from which width, and the error; matrices are then int8
 
     @classmethod
@@ -100,12 +103,22 @@ model.save_pretrained("french")  # an ordinary PEFT adapter from here on
 Trained by trajectory diffusion (`{loss}`, k = {k}, T = {steps}) on recorded fine-tunes of {tasks} tasks:
 {examples}. Adapters: rank {rank}, {sites} sites ({modules}). Condition: encoder `{encoder}`. Guidance scale
 {guidance:g}, chosen on validation tasks. The recipe is in `config.json`.
-{shrunk}
+{more}
 {scores}Limits: it knows the kinds of task that it was trained on, and a prompt far from them gives an
 adapter near the mean one or a wrong one; generated adapters are to be evaluated before use. It fits
 `{base}` alone.
 
 {mark}
+"""
+
+ALONE = """
+It has a network of its own for adapters that work without the task prompt in the model's context:
+`generate_adapter(…, prompt_in_context=False)`, guidance scale {guidance_scale:g}.
+"""
+
+READS = """
+It reads examples of the task beside the prompt: `generate_adapter(…, examples=[(input, answer), …])`; trained
+with 1 to {count} of them.
 """
 
 SHRUNK = """
@@ -138,5 +151,11 @@ def card_text(
         modules=", ".join(sorted({site.name.rpartition(".")[2] for site in sites})),
         encoder=config.encoder,
         guidance=config.guidance_scale,
-        shrunk=SHRUNK.format(**config.shrunk) if config.shrunk else "",
+        more="".join(
+            [
+                ALONE.format(**config.alone) if config.alone else "",
+                READS.format(count=config.condition_examples) if config.condition_examples else "",
+                SHRUNK.format(**config.shrunk) if config.shrunk else "",
+            ]
+        ),
     )

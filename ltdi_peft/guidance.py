@@ -42,7 +42,12 @@ def trials(gauge: str) -> list[Guidance]:
 
 
 def choose_guidance(
-    generator: Generator, bench: Bench, names: Sequence[str], examples: int = SCALE_EXAMPLES
+    generator: Generator,
+    bench: Bench,
+    names: Sequence[str],
+    examples: int = SCALE_EXAMPLES,
+    *,
+    context: str = "prompt",
 ) -> Accuracies:
     """`guidance_accuracies` of a generator on the validation tasks that have evaluation examples."""
     own = generator.config
@@ -53,7 +58,7 @@ def choose_guidance(
 
     tasks = [bench.suite[name] for name in names if bench.suite[name].evaluation]
     try:
-        return guidance_accuracies(bench, tasks, generated, generator.codec.gauge, examples)
+        return guidance_accuracies(bench, tasks, generated, generator.codec.gauge, examples, context)
     finally:
         generator.config = own
 
@@ -64,27 +69,38 @@ def guidance_accuracies(
     adapter: Callable[[Sequence[str], Guidance], Adapter],
     gauge: str,
     examples: int,
+    context: str = "prompt",
 ) -> Accuracies:
-    """Mean accuracy of each trial; prompt in context, the headline column."""
+    """Mean accuracy of each trial; by default with the prompt in context, the headline column."""
     tried = trials(gauge)
 
     def made(task: Task) -> list[Adapter]:
         return [adapter(task.held_out_prompts[:1], one) for one in tried]
 
     found: Accuracies = {str(one.mean_share): {} for one in tried}
-    for one, accuracy in zip(tried, mean_accuracies(bench, tasks, made, len(tried), examples), strict=True):
+    accuracies = mean_accuracies(bench, tasks, made, len(tried), examples, context)
+    for one, accuracy in zip(tried, accuracies, strict=True):
         found[str(one.mean_share)][str(one.scale)] = accuracy
     return found
 
 
 def mean_accuracies(
-    bench: Bench, tasks: Sequence[Task], made: Callable[[Task], Sequence[Adapter]], count: int, examples: int
+    bench: Bench,
+    tasks: Sequence[Task],
+    made: Callable[[Task], Sequence[Adapter]],
+    count: int,
+    examples: int,
+    context: str = "prompt",
 ) -> list[float]:
-    """Mean over the tasks of each of a task's `count` adapters, prompt in context; 0 without tasks."""
+    """Mean over the tasks of each of a task's `count` adapters; 0 without tasks.
+
+    context: "prompt", the task's first held-out one in the model's context, or "no_prompt".
+    """
     totals = [0.0] * count
     for task in tasks:
         stacked = stack_adapters(made(task), bench.adapted.device)
-        sheet = make_sheet(bench.adapted, task.evaluation[:examples], task.held_out_prompts[:1])
+        prompts = task.held_out_prompts[:1] if context == "prompt" else None
+        sheet = make_sheet(bench.adapted, task.evaluation[:examples], prompts)
         accuracies = score(bench.adapted, sheet, stacked).accuracy.tolist()
         totals = [total + accuracy for total, accuracy in zip(totals, accuracies, strict=True)]
     return [total / max(len(tasks), 1) for total in totals]

@@ -230,9 +230,16 @@ def fit_multi_task(
 def shared_pool(bench: Bench, tasks: Sequence[Task], config: FitConfig, *, progress: bool) -> Pool:
     """Training rows of `tasks`, without the prompt too where the fit asks for it.
 
-    No more rows a task than the steps can draw.
+    No more rows a task than the steps can draw; where the bench keeps as many on disk, those.
     """
-    rows = min(bench.recipe.collect.rows, math.ceil(config.steps * config.batch_size / len(tasks)))
+    own = bench.recipe.collect
+    rows = min(own.rows, math.ceil(config.steps * config.batch_size / len(tasks)))
     bar = tqdm(tasks, desc="lower layers", disable=not progress, unit="task")
     plain = config.prompt_in_context < 1
-    return joined([make_pool(bench.adapted, task, rows, plain=plain) for task in bar])
+
+    def pool(task: Task) -> Pool:
+        if own.keep_lower and rows == own.rows and bench.suite.tasks.get(task.name) is task:
+            return bench.pool(task)  # with plain rows, which a fit without them does not draw
+        return make_pool(bench.adapted, task, rows, plain=plain)
+
+    return joined([pool(task) for task in bar])

@@ -15,7 +15,7 @@ import torch
 
 from ltdi_peft.adapter import load_adapter_folder
 from ltdi_peft.collect import Bench
-from ltdi_peft.config import FitConfig, Recipe
+from ltdi_peft.config import Recipe
 from ltdi_peft.multi_task import Trained, common_plan, made_once
 from ltdi_peft.prepare import Prepared, least_and_largest
 from ltdi_peft.spec import Adapter, site_norms
@@ -29,10 +29,12 @@ def has_origin(recipe: Recipe) -> bool:
 
 
 def recipe_origin(bench: Bench, start: Adapter | None, *, progress: bool = True) -> Trained:
-    """The adapter of `train.origin`, or the one that `train_origin` makes."""
-    if bench.recipe.train.origin is None:
+    """The adapter of `train.origin`, as it is or trained on by `train_origin`; or the start, trained on."""
+    train = bench.recipe.train
+    if train.origin is None:
         return train_origin(bench, start, progress=progress)
-    return given_origin(bench, Path(bench.recipe.train.origin), start), {"given": True}
+    given = given_origin(bench, Path(train.origin), start)
+    return train_origin(bench, given, progress=progress) if train.origin_steps else (given, {"given": True})
 
 
 def given_origin(bench: Bench, folder: Path, start: Adapter | None) -> Adapter:
@@ -56,16 +58,16 @@ def require_shared_a(recipe: Recipe, start: Adapter | None, asked: str) -> Adapt
 
 
 def train_origin(bench: Bench, start: Adapter | None, *, progress: bool = True) -> Trained:
-    """The start, trained for `train.origin_steps` more on all training tasks, A and B; made once.
+    """This adapter, trained for `train.origin_steps` more on all training tasks, A and B; made once.
 
     Every prompt in context; the best of its curve on validation tasks. Raises ValueError in a gauge other
     than `shared_a`, and when the folder holds one that was made by another plan.
     """
     recipe = bench.recipe
     start = require_shared_a(recipe, start, f"train.origin_steps is {recipe.train.origin_steps}")
-    fit: FitConfig = replace(
-        recipe.collect.multi_task, steps=recipe.train.origin_steps, prompt_in_context=1.0
-    )
+    multi, train = recipe.collect.multi_task, recipe.train
+    rate = train.origin_learning_rate or multi.learning_rate
+    fit = replace(multi, steps=train.origin_steps, learning_rate=rate, prompt_in_context=1.0)
     plan = {**common_plan(bench, start, fit), "examples": fit.steps * fit.batch_size}
     tasks = bench.suite.split("train")
     return made_once(bench, FOLDER, plan, start, tasks, progress=progress)

@@ -8,6 +8,7 @@ tasks.
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +29,10 @@ from ltdi_peft.encoded import Encoded, Runs, recipe_encoded
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import Sites, require_same_spec, site_norms
 from ltdi_peft.store import Trajectory, TrajectoryStore
+from ltdi_peft.task import Example, Task, TaskSuite
 from ltdi_peft.trajectory import replace_file
+
+EXAMPLE_POOL = 32  # first training examples of a task that its conditions are drawn from
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,15 @@ class TrainingSet:
     names: tuple[str, ...]
     tokens: Float[Tensor, "run k site width"]  # encoded local targets, the last = final weights
     task: Int[Tensor, " run"]  # index into names
-    conditions: Float[Tensor, "task prompt condition"]  # training paraphrases
+    conditions: Float[Tensor, "task prompt condition"]  # training paraphrases, then those beside examples
+    evidence: int = 0  # numbers of a condition that are of examples, its last
+
+    @property
+    def prompt_conditions(self) -> Float[Tensor, "task prompt said"]:
+        """What the prompts alone make of a condition."""
+        if not self.evidence:
+            return self.conditions
+        return self.conditions[:, : self.conditions.shape[1] // 2, : -self.evidence]
 
     @property
     def task_means(self) -> Float[Tensor, "task k site width"]:
@@ -186,14 +198,41 @@ def runs_with(tokens: Float[Tensor, "run k site width"], runs: Sequence[Trajecto
     return Runs(tokens, tuple(run.task.name for run in runs), tuple(run.seed for run in runs))
 
 
-def training_set(encoded: Encoded, encoder: PromptEncoder) -> TrainingSet:
-    """Tokens and conditions. A task with fewer paraphrases than another has some of its own twice."""
+def training_set(encoded: Encoded, encoder: PromptEncoder, suite: TaskSuite) -> TrainingSet:
+    """Tokens, and conditions of the suite's prompts: a run does not care how its task is asked for later.
+
+    A task with fewer paraphrases than another has some of its own twice. Where the encoder reads examples,
+    there is a second condition of each prompt, with examples beside it.
+    """
     runs, names = encoded.runs, tuple(sorted(set(encoded.runs.tasks)))
-    prompts = [encoded.tasks[name].prompts for name in names]
-    turns = torch.arange(max(map(len, prompts)))
-    conditions = torch.stack([encoder(own)[turns % len(own)] for own in prompts])
+    count = max(len(suite[name].prompts) for name in names)
+    conditions = torch.stack([task_conditions(encoder, suite[name], count) for name in names])
     task = torch.tensor([names.index(name) for name in runs.tasks])
-    return TrainingSet(names, runs.tokens, task, conditions)
+    return TrainingSet(names, runs.tokens, task, conditions, encoder.evidence_width)
+
+
+def task_conditions(encoder: PromptEncoder, task: Task, count: int) -> Float[Tensor, "prompt condition"]:
+    """Of `count` training prompts, some twice if there are fewer; then of each beside examples, if read.
+
+    Raises ValueError for a task without training examples where the encoder reads them.
+    """
+    turns = torch.arange(count) % len(task.prompts)
+    alone = encoder(task.prompts)[turns]
+    if not encoder.examples:
+        return alone
+    drawn = [drawn_examples(task, index, encoder.examples) for index in range(count)]
+    return torch.cat([alone, encoder([task.prompts[turn] for turn in turns], drawn)])
+
+
+def drawn_examples(task: Task, index: int, most: int) -> list[Example]:
+    """1 … `most` of the task's first training examples; depends on its name and `index` alone."""
+    if not task.train:
+        raise ValueError(
+            f"condition.examples is {most}, but task {task.name!r} has no training examples. Give it some, "
+            f"or set condition.examples: 0."
+        )
+    rng, pool = random.Random(f"{task.name}/{index}"), task.train[:EXAMPLE_POOL]
+    return rng.sample(pool, min(rng.randint(1, most), len(pool)))
 
 
 def fit_centre(data: TrainingSet, config: DiffusionConfig) -> Centre:
@@ -225,16 +264,15 @@ def least_and_largest(norms: Sequence[dict[str, float]]) -> dict[str, tuple[floa
     return {site: (min(n[site] for n in norms), max(n[site] for n in norms)) for site in norms[0]}
 
 
-def prepare(
-    recipe: Recipe, encoder: PromptEncoder, task_names: Sequence[str], *, progress: bool = False
-) -> Prepared:
-    """Codec, tokens, conditions and centre of the recipe's runs, from the store or from `train.encoded`."""
+def prepare(recipe: Recipe, encoder: PromptEncoder, suite: TaskSuite, *, progress: bool = False) -> Prepared:
+    """Codec, tokens, conditions and centre of the training runs, from the store or from `train.encoded`."""
+    task_names = [task.name for task in suite.split("train")]
     if recipe.train.encoded:
         encoded = recipe_encoded(recipe, task_names)
     else:
         runs = training_trajectories(recipe, task_names)
         encoded = encoded_runs(recipe, runs, progress=progress)
-    data = training_set(encoded, encoder)
+    data = training_set(encoded, encoder, suite)
     return Prepared(encoded.codec, data, fit_centre(data, recipe.diffusion), encoded.norm_range)
 
 

@@ -37,12 +37,12 @@ from ltdi_peft.prepare import TrainingSet
 from ltdi_peft.score import chance, make_sheet, pick_shots, score
 from ltdi_peft.spec import Adapter
 from ltdi_peft.store import Trajectory
-from ltdi_peft.summary import UNSEEN, TaskScores
+from ltdi_peft.summary import CONTEXTS, UNSEEN, TaskScores
 from ltdi_peft.t2l import FOLDERS, T2LRival
 from ltdi_peft.task import Task, TaskSuite
 from ltdi_peft.variants import VARIANTS
 
-VERSION = 1  # of what a cached score means
+VERSION = 2  # of what a cached score means
 SHOTS = {"in_context": 5}  # methods that answer with so many training examples in context
 
 
@@ -58,7 +58,7 @@ class Protocol:
     fixed: dict[str, Adapter]  # methods that answer every task with one adapter
     apart: dict[str, Bench]  # methods whose adapter has a spec of its own, with the bench laid out for it
     nearest: NearestTask
-    ridge: RidgeRival
+    ridge: dict[str, RidgeRival]  # of each context, guided for it
     t2l: dict[str, T2LRival]  # "t2l_recon", "t2l_sft"
     stored: tuple[Trajectory, ...]  # training runs
     oracles: dict[str, Trajectory]  # task → its own run, from the held-out store
@@ -78,14 +78,15 @@ class Protocol:
         """The generator's prompt for each seed: held-out paraphrases in turn."""
         return seed_prompts(task, self.recipe.evaluate.seeds)
 
-    def generated(self, name: str, prompts: Sequence[str]) -> list[Adapter]:
-        """Prompt i answered with generator seed i, modulo the number of seeds."""
-        return one_by_one(self.generators[name], self.bench, prompts, self.recipe.evaluate.seeds)
+    def generated(self, name: str, prompts: Sequence[str], context: str) -> list[Adapter]:
+        """Prompt i answered with generator seed i, modulo the number of seeds, for use in this context."""
+        own, seeds = self.generators[name], self.recipe.evaluate.seeds
+        return one_by_one(own, self.bench, prompts, seeds, context=context)
 
-    def noisy(self, task: Task) -> list[Adapter]:
+    def noisy(self, task: Task, context: str) -> list[Adapter]:
         """The mean adapter and noise, for each seed as far from it as what `ours` generates."""
         codec, mean = self.generators["ours"].codec, self.fixed["mean"]
-        generated = self.generated("ours", self.prompts(task))
+        generated = self.generated("ours", self.prompts(task), context)
         seeds = [f"{self.recipe.seed}/{task.name}/{index}" for index in range(len(generated))]
         return [with_noise_like(codec, mean, *pair) for pair in zip(generated, seeds, strict=True)]
 
@@ -109,30 +110,38 @@ def prompts_of(others: Sequence[Task]) -> list[str]:
     return [other.held_out_prompts[i % len(other.held_out_prompts)] for i, other in enumerate(others)]
 
 
-def one_by_one(generator: Generator, bench: Bench, prompts: Sequence[str], seeds: int) -> list[Adapter]:
-    """Prompt i answered with generator seed i modulo `seeds`; an adapter's bytes depend on its batch."""
-    made = []
+def one_by_one(
+    generator: Generator, bench: Bench, prompts: Sequence[str], seeds: int, *, context: str
+) -> list[Adapter]:
+    """Prompt i answered with generator seed i modulo `seeds`; an adapter's bytes depend on its batch.
+
+    context: where the adapters are to work, "prompt" or "no_prompt".
+    """
+    made, options = [], {"base": bench.base, "prompt_in_context": context == "prompt"}
     for index, prompt in enumerate(prompts):
-        made += generator.generate([prompt], seed=index % seeds, base=bench.base)
+        made += generator.generate([prompt], seed=index % seeds, **options)
     return [one.adapter for one in made]
 
 
-Maker = Callable[[Protocol, Task], list[Adapter]]
+Maker = Callable[[Protocol, Task, str], list[Adapter]]
+"""A task's adapters, one a seed, for one context."""
 
 
 def one_for_all(name: str) -> Maker:
     """The same adapter for every task."""
-    return lambda protocol, task: [protocol.fixed[name]]
+    return lambda protocol, task, context: [protocol.fixed[name]]
 
 
 def generator_of(name: str) -> Maker:
     """What the generator of this name makes of each seed's prompt."""
-    return lambda protocol, task: protocol.generated(name, protocol.prompts(task))
+    return lambda protocol, task, context: protocol.generated(name, protocol.prompts(task), context)
 
 
 def hypernetwork_of(name: str) -> Maker:
     """What the T2L rival of this name makes of each seed's prompt."""
-    return lambda protocol, task: protocol.t2l[name].adapters(protocol.encoder(protocol.prompts(task)))
+    return lambda protocol, task, context: protocol.t2l[name].adapters(
+        protocol.encoder(protocol.prompts(task))
+    )
 
 
 METHODS: dict[str, Maker] = {
@@ -144,15 +153,15 @@ METHODS: dict[str, Maker] = {
     "multi_task_lora": one_for_all("multi_task_lora"),
     "multi_task_lora_4x": one_for_all("multi_task_lora_4x"),
     "mean": one_for_all("mean"),
-    "mean_noise": lambda p, task: p.noisy(task),
-    "nearest": lambda p, task: p.nearest.adapters(p.encoder(p.prompts(task))),
-    "ridge": lambda p, task: p.ridge.adapters(p.encoder(p.prompts(task))),
+    "mean_noise": lambda p, task, context: p.noisy(task, context),
+    "nearest": lambda p, task, context: p.nearest.adapters(p.encoder(p.prompts(task))),
+    "ridge": lambda p, task, context: p.ridge[context].adapters(p.encoder(p.prompts(task))),
     **{name: hypernetwork_of(name) for name in FOLDERS.values()},
     **{name: generator_of(name) for name in VARIANTS},
     "ours": generator_of("ours"),
-    "ours_wrong_prompt": lambda p, task: p.generated("ours", p.wrong_prompts(task)),
-    "oracle_codec": lambda p, task: [round_trip(p.codec, final_adapter(p.oracles[task.name]))],
-    "oracle": lambda p, task: [final_adapter(p.oracles[task.name])],
+    "ours_wrong_prompt": lambda p, task, context: p.generated("ours", p.wrong_prompts(task), context),
+    "oracle_codec": lambda p, task, context: [round_trip(p.codec, final_adapter(p.oracles[task.name]))],
+    "oracle": lambda p, task, context: [final_adapter(p.oracles[task.name])],
 }
 
 
@@ -198,7 +207,7 @@ def score_tasks(protocol: Protocol, *, progress: bool) -> list[TaskScores]:
 
 def digest(protocol: Protocol) -> str:
     """16 hex digits of everything that a score depends on."""
-    recipe, bench, ridge = protocol.recipe, protocol.bench, protocol.ridge
+    recipe, bench = protocol.recipe, protocol.bench
     about = {
         "version": VERSION,
         "recipe": {k: v for k, v in to_dict(recipe).items() if k in ("seed", "base", "collect", "condition")},
@@ -213,7 +222,10 @@ def digest(protocol: Protocol) -> str:
         "fixed": {name: adapter_digest(adapter) for name, adapter in protocol.fixed.items()},
         "apart": {name: one.spec.to_dict() for name, one in protocol.apart.items()},
         "t2l": {name: rival.digest() for name, rival in protocol.t2l.items()},
-        "ridge": [asdict(ridge.guidance), tensor_digest([ridge.ridge.weight, ridge.mean])],
+        "ridge": [
+            [asdict(one.guidance), tensor_digest([one.ridge.weight, one.mean])]
+            for one in protocol.ridge.values()
+        ],
         # The loss of the last step, all its digits, tells two runs of one name apart.
         "runs": [
             (run.run_id, run.snapshots[-1].step, run.snapshots[-1].loss)
@@ -235,12 +247,11 @@ def generator_digest(generator: Generator) -> str:
 def score_task(protocol: Protocol, task: Task, split: str) -> TaskScores:
     """All methods on one task, in both contexts, with ΔW distances."""
     evaluate_, bench = protocol.recipe.evaluate, protocol.bench
-    made = {name: METHODS[name](protocol, task) for name in protocol.methods}
-    examples = task.evaluation[: evaluate_.examples]
-    accuracy = {
-        "prompt": accuracies(protocol, task, made, task.held_out_prompts),
-        "no_prompt": accuracies(protocol, task, made, None),
-    }
+    examples, accuracy, made = task.evaluation[: evaluate_.examples], {}, {}
+    for context in reversed(CONTEXTS):  # what is made last, for the headline column, is measured below too
+        made = {name: METHODS[name](protocol, task, context) for name in protocol.methods}
+        prompts = task.held_out_prompts if context == "prompt" else None
+        accuracy[context] = accuracies(protocol, task, made, prompts)
     others, same = wrong_tasks(bench.suite, task, evaluate_.wrong_prompts, protocol.recipe.seed)
     alike = {
         name: [protocol.from_start(one) for one in adapters]

@@ -39,7 +39,8 @@ def made_from(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     for tensor in (prepared.data.tokens, prepared.data.conditions):
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     made = {"recipe": json.loads(json.dumps(table)), "collected runs": digest.hexdigest()[:16]}
-    if recipe.train.origin and prepared.codec.origin:
+    # (One that is trained on has a plan of its own, which names where it began.)
+    if recipe.train.origin and not recipe.train.origin_steps and prepared.codec.origin:
         made["origin"] = weights_digest(prepared.codec.origin)
     return made
 

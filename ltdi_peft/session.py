@@ -186,8 +186,9 @@ class Session:
         )
         end = SAMPLERS[self.recipe.diffusion.sampler](predict, noise.to(like), self.chain, rng)
         tokens = centre.training(task, prompt)[:, -1].to(like) + centre.spread * end
-        pools = [bench.pool(bench.suite[data.names[int(i)]]) for i in task]
-        drawn = [(pool, index) for pool in pools for index in pick_rows(pool, about.examples, rng)]
+        own = bench.plain_pool if about.prompt_in_context == 0 else bench.pool
+        pools, share = [own(bench.suite[data.names[int(i)]]) for i in task], about.prompt_in_context
+        drawn = [(pool, index) for pool in pools for index in pick_rows(pool, about.examples, share, rng)]
         rows, inputs = [pool.rows[i] for pool, i in drawn], [pool.inputs[i] for pool, i in drawn]
         return fit.losses(bench.adapted, rows, inputs, self.prepared.codec.decode_factors(tokens)).mean()
 
@@ -310,6 +311,10 @@ def last_step_only(predict: Predict, steps: int) -> Predict:
     return wrapped
 
 
-def pick_rows(pool: fit.Pool, count: int, rng: Rng) -> list[int]:
-    """Row indices of a task, with and without the prompt in context."""
-    return torch.randint(len(pool.rows), (count,), generator=rng).tolist()
+def pick_rows(pool: fit.Pool, count: int, share: float | None, rng: Rng) -> list[int]:
+    """Row indices of a task: a `share` of them with the prompt in context, or any (None)."""
+    if share is None:
+        return torch.randint(len(pool.rows), (count,), generator=rng).tolist()
+    coins = torch.rand(count, generator=rng).tolist()
+    kinds = [pool.prompted if coin < share else pool.plain for coin in coins]
+    return [kind[int(torch.randint(len(kind), (), generator=rng))] for kind in kinds]

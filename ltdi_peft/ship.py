@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ltdi_peft.collect import recipe_suite
 from ltdi_peft.config import Recipe
+from ltdi_peft.evaluate import guidance_of
 from ltdi_peft.generate import load_base_of
 from ltdi_peft.generator import Generator, load_generator
 from ltdi_peft.generator_config import default_folder
@@ -95,13 +96,13 @@ def require_proof(generator: Generator, result: dict[str, Any]) -> None:
     ours = {
         "base_model": own.base_model,
         "training tasks": len(own.training_tasks),
-        "guidance": {"scale": own.guidance_scale, "mean_share": own.mean_share},
+        "guidance": guidance_of(generator),
     }
     guidance = result["trials"]["ours"]
     theirs = {
         "base_model": result["base_model"],
         "training tasks": result["suite"]["train"],
-        "guidance": {key: guidance[key] for key in ours["guidance"]},
+        "guidance": {key: guidance.get(key) for key in ours["guidance"]},
     }
     if odd := [key for key in ours if ours[key] != theirs[key]]:
         raise ValueError(

@@ -69,17 +69,24 @@ def shrink(
 def strongest(generator: Generator, conditions: Float[Tensor, "prompt condition"]) -> list[Directions]:
     """Principal directions, about the shared start, of what the generator makes of these conditions.
 
-    The mean adapter and what is made without a condition weigh as much as all prompts together, so that any
-    guidance stays possible. A site's scale is one number: tokens are as far apart as their ΔW (gauge.py).
+    For both purposes. The mean adapter and what is made without a condition weigh as much as all prompts
+    together, so that any guidance stays possible. A site's scale is one number: tokens are as far apart as
+    their ΔW (gauge.py).
     """
-    own, count = generator.config, len(conditions)
-    shared = own.mean_share * generator.mean
-    none = generator.tokens(conditions[:1], guidance_scale=0.0) - shared
-    sums = gram(count**0.5 * torch.cat([generator.mean[None], none]))
-    for part in conditions.split(TOGETHER):
-        sums += gram(generator.tokens(part) - shared)
+    weight = len(conditions) ** 0.5
+    sums = gram(weight * generator.mean[None])
+    for own in purposes(generator):
+        shared = own.config.mean_share * own.mean
+        sums += gram(weight * (own.tokens(conditions[:1], guidance_scale=0.0) - shared))
+        for part in conditions.split(TOGETHER):
+            sums += gram(own.tokens(part) - shared)
     used = generator.codec.mask.sum(1).tolist()
     return [principal(one[:size, :size]) for one, size in zip(sums, used, strict=True)]
+
+
+def purposes(generator: Generator) -> list[Generator]:
+    """The generator as it answers beside a prompt in context, and without one, where that is another."""
+    return [generator.purposed(beside) for beside in ((True, False) if generator.alone else (True,))]
 
 
 def gram(tokens: Float[Tensor, "row site width"]) -> Float[Tensor, "site width width"]:
@@ -133,16 +140,17 @@ def turned(state: dict[str, Tensor], turn: Float[Tensor, "site narrow wide"]) ->
     inputs = state["centre"].view(-1, sites, wide)
     out["centre"] = torch.einsum("isw,snw->isn", inputs, turn).flatten(1)
     out["mean"] = torch.einsum("sw,snw->sn", state["mean"], turn)
-    if (weight := state.get("denoiser.map.weight")) is not None:
-        out["denoiser.map.weight"] = torch.einsum("swc,snw->snc", weight.view(sites, wide, -1), turn).flatten(
-            0, 1
-        )
-        bias = state["denoiser.map.bias"].view(sites, wide)
-        out["denoiser.map.bias"] = torch.einsum("sw,snw->sn", bias, turn).flatten()
-    if (inward := state.get("denoiser.transformer.inward")) is not None:
-        out["denoiser.transformer.inward"] = torch.einsum("swh,snw->snh", inward, turn)
-        outward = state["denoiser.transformer.outward"]
-        out["denoiser.transformer.outward"] = torch.einsum("shw,snw->shn", outward, turn)
+    for network in ("denoiser", "alone"):
+        linear, flexible = f"{network}.map", f"{network}.transformer"
+        if (weight := state.get(f"{linear}.weight")) is not None:
+            rows = weight.view(sites, wide, -1)
+            out[f"{linear}.weight"] = torch.einsum("swc,snw->snc", rows, turn).flatten(0, 1)
+            bias = state[f"{linear}.bias"].view(sites, wide)
+            out[f"{linear}.bias"] = torch.einsum("sw,snw->sn", bias, turn).flatten()
+        if (inward := state.get(f"{flexible}.inward")) is not None:
+            out[f"{flexible}.inward"] = torch.einsum("swh,snw->snh", inward, turn)
+            outward = state[f"{flexible}.outward"]
+            out[f"{flexible}.outward"] = torch.einsum("shw,snw->shn", outward, turn)
     return out
 
 
@@ -178,11 +186,15 @@ def fitting_width(generator: Generator, directions: Sequence[Directions], max_by
 
 @torch.no_grad()
 def moved(small: Generator, generator: Generator, conditions: Float[Tensor, "prompt condition"]) -> float:
-    """Mean over prompts of ‖ΔW' − ΔW‖ / ‖ΔW − ΔW_0‖: how far, of its way from the shared start ΔW_0."""
+    """Mean over prompts of ‖ΔW' − ΔW‖ / ‖ΔW − ΔW_0‖: how far, of its way from the shared start ΔW_0.
+
+    Over both purposes too.
+    """
     spec, start = generator.spec, generator.codec.decode(torch.zeros_like(generator.mean))
     errors = []
-    for condition in conditions.split(1):
-        before, after = (one.codec.decode(one.tokens(condition)[0]) for one in (generator, small))
-        way = delta_w_distance(spec, before, start)
-        errors.append(delta_w_distance(spec, after, before) / max(way, 1e-30))
+    for pair in zip(purposes(generator), purposes(small), strict=True):
+        for condition in conditions.split(1):
+            before, after = (one.codec.decode(one.tokens(condition)[0]) for one in pair)
+            way = delta_w_distance(spec, before, start)
+            errors.append(delta_w_distance(spec, after, before) / max(way, 1e-30))
     return fmean(errors)

@@ -93,10 +93,17 @@ def delta_w(
     return scaling * (b @ a)
 
 
-def delta_norm(a: Float[Tensor, "rank fan_in"], b: Float[Tensor, "fan_out rank"], scaling: float) -> float:
-    """‖scaling · B A‖_F, as the trace of (BᵀB)(AAᵀ), without ever forming B A."""
+def delta_norms(
+    a: Float[Tensor, "*batch rank fan_in"], b: Float[Tensor, "*batch fan_out rank"], scaling: float
+) -> Float[Tensor, "*batch"]:
+    """‖scaling · B A‖_F, as the trace of (BᵀB)(AAᵀ), without ever forming B A; float64."""
     a, b = a.double(), b.double()  # float32 would lose half its digits to the square
-    return abs(scaling) * math.sqrt(max(((b.mT @ b) * (a @ a.mT)).sum().item(), 0.0))
+    return abs(scaling) * ((b.mT @ b) * (a @ a.mT)).sum((-2, -1)).clamp_min(0).sqrt()
+
+
+def delta_norm(a: Float[Tensor, "rank fan_in"], b: Float[Tensor, "fan_out rank"], scaling: float) -> float:
+    """`delta_norms` of one adapter's site."""
+    return delta_norms(a, b, scaling).item()
 
 
 def site_norms(spec: AdapterSpec, adapter: Adapter) -> dict[str, float]:

@@ -55,9 +55,15 @@ def between(first: Weights, second: Weights, share: float) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def share_accuracies(
-    generator: Generator, first: Weights, bench: Bench, names: Sequence[str], examples: int = SCALE_EXAMPLES
+    generator: Generator,
+    first: Weights,
+    bench: Bench,
+    names: Sequence[str],
+    examples: int = SCALE_EXAMPLES,
+    *,
+    context: str = "prompt",
 ) -> dict[str, float]:
-    """Share → mean accuracy on the validation tasks that have evaluation examples, prompt in context.
+    """Share → mean accuracy on the validation tasks that have evaluation examples, in one context.
 
     The generator has the weights of the second stage, and has them again afterwards.
     """
@@ -70,10 +76,10 @@ def share_accuracies(
         for task in tasks:
             made[task.name].append(generator.generate(task.held_out_prompts[:1], base=bench.base)[0].adapter)
     generator.denoiser.load_state_dict(second)
-    accuracies = mean_accuracies(bench, tasks, lambda task: made[task.name], len(SHARES), examples)
+    accuracies = mean_accuracies(bench, tasks, lambda task: made[task.name], len(SHARES), examples, context)
     return dict(zip(map(str, SHARES), accuracies, strict=True))
 
 
 def best_share(accuracy: Mapping[str, float]) -> float:
-    """The share with the best accuracy; of equal ones the largest, which also knows more without a prompt."""
+    """The share with the best accuracy; of equal ones the largest."""
     return float(max(accuracy, key=lambda share: (accuracy[share], float(share))))

@@ -364,9 +364,12 @@ class TaskSuite:
         write_splits(Path(path), self.name, content)
 
     @staticmethod
-    def builtin(split_file: _PathLike = None) -> "TaskSuite":
-        """The suite written by this project, with its committed splits unless another file is given."""
-        tasks = [Task(**record) for record in builtin_tasks()]
+    def builtin(split_file: _PathLike = None, *, wordings: str = "few") -> "TaskSuite":
+        """The suite written by this project, with its committed splits unless another file is given.
+
+        wordings: "few", or "many" training prompts a task (suite/wordings.py).
+        """
+        tasks = [Task(**record) for record in builtin_tasks(wordings)]
         return _suite("builtin", tasks, split_file or BUILTIN_SPLITS, None, {})
 
     @staticmethod
@@ -404,10 +407,18 @@ class TaskSuite:
         return _suite(Path(folder).name, tasks, split_file, fractions, left_out)
 
 
-def load_suite(source: str, split_file: _PathLike = None) -> TaskSuite:
-    """A suite: "builtin", "bigbench" (fetched once), a .jsonl file, or a folder of BIG-bench tasks."""
+def load_suite(source: str, split_file: _PathLike = None, wordings: str = "few") -> TaskSuite:
+    """A suite: "builtin", "bigbench" (fetched once), a .jsonl file, or a folder of BIG-bench tasks.
+
+    wordings: of the built-in suite; others have the prompts that they come with, and ValueError says so.
+    """
     if source == "builtin":
-        return TaskSuite.builtin(split_file)
+        return TaskSuite.builtin(split_file, wordings=wordings)
+    if wordings != "few":
+        raise ValueError(
+            f"suite.wordings is {wordings!r}, which is the built-in suite's alone: suite {source!r} has the "
+            f"prompts that it comes with. Leave suite.wordings out."
+        )
     if source == "bigbench":
         chosen = Path(split_file or BIGBENCH_SPLITS)
         return TaskSuite.from_bigbench(bigbench_folder(read_splits(chosen).names), chosen)

@@ -7,6 +7,7 @@ and the guidance scale, chosen on validation tasks, after. All choices are made 
 to the others, so that every process returns the same generator or raises the same error.
 """
 
+import copy
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -109,11 +110,11 @@ def train_in(
         require_causal(bench.base.model)
     require_frame(recipe, bench.spec, names, held_out)
     with accelerator.main_process_first():
-        encoder = PromptEncoder(recipe.condition.encoder, base=bench.base)
-        prepared = prepare(recipe, encoder, names, progress=progress)
+        encoder = recipe_encoder(bench)
+        prepared = prepare(recipe, encoder, bench.suite, progress=progress)
     report: dict[str, Any] = {"world_size": accelerator.num_processes}
     encoded = prepared  # round trips and validation runs are counted from the shared start
-    if recipe.train.origin:
+    if recipe.train.origin and not recipe.train.origin_steps:
         prepared, report["origin"] = with_origin(bench, prepared, accelerator, progress=progress)
     made = made_from(recipe, prepared)
     if finished(folder, made):
@@ -139,12 +140,20 @@ def train_in(
     if targets:
         two_stages = recipe.train.steps and recipe.train.task_loss.steps
         first = first_stage(folder / "checkpoints") if two_stages else None
-        report |= make_choices(generator, first, bench, list(targets), accelerator)
+        # Of all that can be scored: a run of its own, as the targets need, is not asked for here.
+        scored = [name for name in judged if bench.suite[name].evaluation]
+        report |= make_choices(generator, first, bench, scored, accelerator)
     if accelerator.is_main_process:
         report["seconds"] = time.perf_counter() - began
         publish(generator, report, folder)
     accelerator.wait_for_everyone()
     return generator
+
+
+def recipe_encoder(bench: Bench) -> PromptEncoder:
+    """The recipe's encoder of prompts and examples."""
+    about = bench.recipe.condition
+    return PromptEncoder(about.encoder, base=bench.base, examples=about.examples)
 
 
 def with_origin(
@@ -161,14 +170,39 @@ def make_choices(
 ) -> dict[str, Any]:
     """Choose how much of the second stage is kept, then the guidance, on tasks `names`; what was tried.
 
-    `first`: the weights after the first stage, where there were two.
+    `first`: the weights after the first stage, where there were two. Task loss pulls adapters that work
+    without the prompt in context further than those beside it, so both choices are then made for each.
     """
+    if first is None:
+        return chosen(generator, None, bench, names, accelerator, context="prompt")
+    generator.alone = copy.deepcopy(generator.denoiser)
+    own = generator.config
+    generator.config = replace(
+        own, alone={"guidance_scale": own.guidance_scale, "mean_share": own.mean_share}
+    )
+    twin = generator.purposed(prompt_in_context=False)
+    tried = {"alone": chosen(twin, first, bench, names, accelerator, context="no_prompt")}
+    found = {key: vars(twin.config)[key] for key in ("guidance_scale", "mean_share")}
+    generator.config = replace(generator.config, alone=found)
+    return chosen(generator, first, bench, names, accelerator, context="prompt") | tried
+
+
+def chosen(
+    generator: Generator,
+    first: Weights | None,
+    bench: Bench,
+    names: Sequence[str],
+    accelerator: Accelerator,
+    *,
+    context: str,
+) -> dict[str, Any]:
+    """Both choices for one context, put into the generator."""
     tried: dict[str, Any] = {}
     if first:
-        tried["task_loss_share"] = told(accelerator, lambda: share_accuracies(generator, first, bench, names))
-        share = best_share(tried["task_loss_share"])
+        shares = told(accelerator, lambda: share_accuracies(generator, first, bench, names, context=context))
+        tried["task_loss_share"], share = shares, best_share(shares)
         generator.denoiser.load_state_dict(between(first, generator.denoiser.state_dict(), share))
-    tried["guidance"] = told(accelerator, lambda: choose_guidance(generator, bench, names))
+    tried["guidance"] = told(accelerator, lambda: choose_guidance(generator, bench, names, context=context))
     best = best_guidance(tried["guidance"], scored=SCALE_EXAMPLES * len(names))
     generator.config = replace(generator.config, guidance_scale=best.scale, mean_share=best.mean_share)
     return tried
@@ -242,6 +276,7 @@ def build_generator(
         weights_fingerprint=bench.base.weights_fingerprint,
         encoder=recipe.condition.encoder,
         condition_width=data.conditions.shape[-1],
+        condition_examples=recipe.condition.examples,
         loss=diffusion.loss,
         law=diffusion.law,
         k=diffusion.k,
@@ -261,7 +296,7 @@ def build_generator(
         centre=prepared.centre.last_weight,
         mean=prepared.centre.mean[-1],
         spread=torch.tensor(prepared.centre.spread),
-        conditions=torch.nn.functional.normalize(data.conditions.mean(1), dim=-1),
+        conditions=torch.nn.functional.normalize(data.prompt_conditions.mean(1), dim=-1),
         encoder=encoder,
     )
     generator.denoiser.load_state_dict(weights)

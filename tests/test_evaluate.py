@@ -370,7 +370,7 @@ def test_stored_adapters_have_distance_0_and_a_memoriser_shows(run, result, monk
     own = result["controls"]["memorisation"]["unseen_tasks"]
     assert own["generated_to_nearest_stored"] > 0
     assert own["oracle_to_nearest_stored"] > 0
-    monkeypatch.setitem(METHODS, "ours", lambda p, task: [final_adapter(runs[0])])
+    monkeypatch.setitem(METHODS, "ours", lambda p, task, context: [final_adapter(runs[0])])
     monkeypatch.setattr(protocol, "VERSION", "memoriser")
     found = run()["controls"]["memorisation"]
     assert found["unseen_tasks"]["ratio"] == pytest.approx(0.0, abs=1e-5)
@@ -418,7 +418,9 @@ def sheets_of(opened, task, prompts, monkeypatch):
         return made[len(shots)]
 
     monkeypatch.setattr(protocol, "make_sheet", kept)
-    adapters = {name: METHODS[name](opened, task) for name in ("base", "in_context", "multi_task_lora_4x")}
+    adapters = {
+        name: METHODS[name](opened, task, "prompt") for name in ("base", "in_context", "multi_task_lora_4x")
+    }
     return made, adapters, protocol.accuracies(opened, task, adapters, prompts)
 
 
@@ -460,7 +462,7 @@ def test_errors_leave_out_what_has_no_adapter_or_another_spec(result):
 
 def test_noise_is_the_same_whenever_it_is_made(opened):
     tasks = [opened.bench.suite[name] for name in ("a/second/twice", "b/second/plain")]
-    digests = [[adapter_digest(a) for a in opened.noisy(task)] for task in (*tasks, tasks[0])]
+    digests = [[adapter_digest(a) for a in opened.noisy(task, "prompt")] for task in (*tasks, tasks[0])]
     assert digests[0] == digests[2]
     assert len({*digests[0], *digests[1]}) == 4  # another for every task and seed
 

@@ -206,11 +206,12 @@ def test_the_candidate_with_the_least_loss_is_taken(world, generator):
     generator.config = replace(generator.config, norm_range=wide)
     made = [generator.generate([PROMPT], seed=seed, base=base)[0] for seed in range(5, 13)]
     adapted = AdaptedBase(base, generator.spec.sites)
-    sheet = make_sheet(adapted, [Example(*pair) for pair in EXAMPLES], [PROMPT])
+    examples = [Example(*pair) for pair in EXAMPLES]
+    sheet = make_sheet(adapted, examples, [PROMPT])
     losses = score(adapted, sheet, stack_adapters([one.adapter for one in made])).loss.mean(1)
     best = int(losses.argmin())
     assert losses.max() - losses.min() > 0.01
-    assert best_candidate(made, base, EXAMPLES, PROMPT).seed == 5 + best
+    assert best_candidate(made, base, examples).seed == 5 + best
     got = generate_adapter(
         PROMPT, generator=generator, base_model=base.model, examples=EXAMPLES, num_candidates=8, seed=5
     )

@@ -115,7 +115,7 @@ def test_weights_of_another_network_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
     weights.pop("denoiser.null")
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r'(?s)model\.safetensors .*Missing key.*"null"'):
+    with pytest.raises(ValueError, match=r'(?s)model\.safetensors .*Missing key.*"denoiser.null"'):
         load_generator(folder)
 
 

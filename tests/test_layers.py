@@ -28,6 +28,7 @@ ROOMS = (  # from the top; a room may import those before it
     "recording",
     "record",
     "batched",
+    "lower",
     "score",
     "fit",
     "fit_point",

@@ -15,9 +15,10 @@ from tiny_world import ROOT, run
 from torch.testing import assert_close
 
 from ltdi_peft import fit
+from ltdi_peft.batched import make_row
 from ltdi_peft.config import DiffusionConfig, MetaConfig, TaskLossConfig
 from ltdi_peft.resume import made_from, resume, save_point
-from ltdi_peft.session import Session, check, last_step_only, unit_rng
+from ltdi_peft.session import Session, check, last_step_only, pick_rows, unit_rng
 from ltdi_peft.task import Task
 
 
@@ -181,6 +182,27 @@ def test_only_the_last_step_of_the_chain_has_a_gradient():
     predict = last_step_only(lambda x, t: weight * x, 3)
     for t, wanted in ((0, False), (1, False), (2, True)):
         assert predict(torch.ones(2, 1, 1), torch.full((2,), t)).requires_grad is wanted
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(None, 0.5, 0.85), (1.0, 1.0, 1.0), (0.25, 0.1, 0.4)])
+def test_a_share_of_the_examples_has_the_prompt(bench, share, least, most):
+    pool = bench.pool(bench.suite.split("train")[0])
+    rows = pick_rows(pool, 200, share, unit_rng(0, 1, 0))
+    assert least <= sum(row in pool.prompted for row in rows) / 200 <= most
+    assert set(rows) <= {*pool.prompted, *pool.plain}
+
+
+def test_without_prompts_their_rows_are_never_made(make, monkeypatch):
+    about = TaskLossConfig(steps=1, tasks=2, examples=2, prompt_in_context=0.0)
+    session = make(steps=0, task_loss=about)
+    monkeypatch.setattr(type(session.bench), "pool", lambda *_: pytest.fail("rows with prompts"))
+    session.task_loss(unit_rng(0, 1, 0)).backward()
+    task = session.bench.suite.split("train")[0]
+    pool = session.bench.plain_pool(task)
+    assert pool.prompted == ()
+    assert len(pool.plain) == min(len(task.train), session.recipe.collect.rows)
+    ids = {row.ids for row in pool.rows}
+    assert ids == {make_row(session.bench.base.tokenizer, None, e).ids for e in task.train[: len(pool.plain)]}
 
 
 def test_task_loss_falls_on_its_own_tasks(make):

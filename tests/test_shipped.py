@@ -69,7 +69,7 @@ def test_the_encoded_trajectories_are_those_of_the_recipe():
 
 
 def test_the_origin_beside_them_fits_them(shipped):
-    recipe = load_recipe(ROOT / "recipes" / "adapter_alone.yaml")
+    recipe = load_recipe(ROOT / "recipes" / "two_purposes.yaml")
     assert (Path(recipe.train.encoded).name, Path(recipe.train.origin).name) == (ENCODED.name, ORIGIN.name)
     spec, origin = load_adapter_folder(ORIGIN, expected=load_encoded(ENCODED).codec.spec)
     assert spec.sites == shipped.spec.sites

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
+from ltdi_peft.config import SuiteConfig
 from ltdi_peft.suite import BUILTIN_SPLITS, DOMAINS, UNSEEN_DOMAINS
 from ltdi_peft.suite.design import (
     Domain,
@@ -32,7 +33,8 @@ from ltdi_peft.suite.plan import (
     planned_splits,
     varied,
 )
-from ltdi_peft.task import TaskSuite
+from ltdi_peft.suite.wordings import further
+from ltdi_peft.task import TaskSuite, load_suite
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +166,12 @@ def test_held_out_prompts_are_never_training_prompts(suite):
     assert sentences.isdisjoint(held)  # nor is any part of one
 
 
-def test_a_prompt_asks_for_one_task_only(suite):
+@pytest.mark.parametrize("wordings", ["few", "many"])
+def test_a_prompt_asks_for_one_task_only(wordings):
     """Within a domain: the same input and prompt with two answers could not be learned."""
     for split in ("prompts", "evaluation_prompts"):
         owner = {}
-        for task in suite.tasks.values():
+        for task in TaskSuite.builtin(wordings=wordings).tasks.values():
             for prompt in vars(task)[split]:
                 assert owner.setdefault((task.domain, prompt), task.name) == task.name
 
@@ -338,3 +341,70 @@ def test_word_lists_refuse_mistakes():
         grouped("kind legs", "mammal: cat")
     with pytest.raises(ValueError, match="'few' has only 2 distinct inputs, 3 were asked for"):
         drawn("few", 3, lambda rng: {"input": rng.choice("ab")})
+
+
+# ---- many wordings
+
+
+@pytest.fixture(scope="module")
+def many():
+    return TaskSuite.builtin(wordings="many")
+
+
+def parts():
+    """Kind and key of every part that can be worded → its own wordings."""
+    found = {("questions", f"{d.name}/{q.name}"): q.ask for d in DOMAINS for q in d.questions}
+    found |= {("questions", f"{d.name}/{a.name}"): a.prompts for d in DOMAINS for a in d.alone}
+    return found | {("formats", f.name): f.ask for f in FORMATS}
+
+
+def test_further_wordings_are_of_known_parts_and_each_is_new():
+    known, held_out = parts(), {s for d in DOMAINS for q in d.questions for s in q.held_out}
+    held_out |= {s for f in FORMATS for s in f.held_out} | {
+        s for d in DOMAINS for a in d.alone for s in a.held_out
+    }
+    count = 0
+    for kind, table in further().items():
+        for key, texts in table.items():
+            own = known[kind, key]
+            assert len(texts) >= 15, key
+            assert len({*texts, *own}) == len(texts) + len(own), key
+            assert held_out.isdisjoint(texts), key
+            for text in texts:
+                assert text == text.strip(), text
+                assert "\n" not in text, text
+                assert text.format("x").count("x") - text.count("x") in (
+                    (0, 1) if kind == "formats" else (0,)
+                ), text
+            count += len(texts)
+    assert count > 500
+
+
+def test_many_wordings_change_training_prompts_alone(suite, many):
+    assert many.splits == suite.splits
+    more = 0
+    for name, task in suite.tasks.items():
+        other = many[name]
+        assert (other.train, other.evaluation) == (task.train, task.evaluation)
+        assert other.evaluation_prompts == task.evaluation_prompts
+        assert len(set(other.prompts)) == len(other.prompts)
+        assert set(other.prompts).isdisjoint(task.held_out_prompts)
+        more += len(other.prompts) > len(task.prompts)
+    assert more > 400
+    domain, question, form = next(n for n in suite.tasks if n.count("/") == 2).split("/")
+    asks = {
+        *parts()["questions", f"{domain}/{question}"],
+        *further()["questions"].get(f"{domain}/{question}", ()),
+    }
+    prompts = many[f"{domain}/{question}/{form}"].prompts
+    says = {*parts()["formats", form], *further()["formats"].get(form, ())}
+    assert len(prompts) == min(96, len(asks) * len(says))
+    for ask in asks:
+        assert any(ask in prompt for prompt in prompts), ask
+
+
+def test_other_suites_have_the_prompts_that_they_come_with(tmp_path):
+    with pytest.raises(ValueError, match=r"suite\.wordings is 'many', which is the built-in suite's alone"):
+        load_suite(str(tmp_path), wordings="many")
+    with pytest.raises(ValueError, match="wordings"):
+        SuiteConfig(wordings="some")

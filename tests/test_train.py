@@ -154,7 +154,7 @@ def test_finished_asks_for_generator_and_settings(world, tmp_path):
 @pytest.fixture(scope="module")
 def session(world, bench):
     encoder = PromptEncoder("base", base=bench.base)
-    prepared = prepare(world.recipe, encoder, SPLITS["train"])
+    prepared = prepare(world.recipe, encoder, bench.suite)
     session = Session(world.recipe, prepared, Accelerator(cpu=True), bench)
     session.step()
     return session
@@ -236,25 +236,45 @@ def test_validation_runs_are_those_of_validation_tasks(world, bench, tmp_path):
 
 # ---- how much of the second stage is kept
 
+# Mean share → scale → accuracy, as two contexts might have it.
+GUIDED = {
+    "prompt": {"1.0": {"1.0": 0.1, "1.25": 0.9}, "0.0": {"1.0": 0.2}},
+    "no_prompt": {"1.0": {"1.0": 0.1}, "0.0": {"1.0": 0.2, "2.0": 0.9}},
+}
+
 
 def test_the_share_of_task_loss_is_chosen_on_validation_tasks(world, bench, copied, monkeypatch):
     about = {"steps": 3, "tasks": 2, "examples": 2, "learning_rate": 0.05}
     recipe = copied(train={"steps": 2, "task_loss": about})
     seen = {}
 
-    def favoured(generator, first, *_):
+    def favoured(generator, first, *_, context):
         seen["first"] = first
         seen["second"] = {key: weight.clone() for key, weight in generator.denoiser.state_dict().items()}
-        return {"0.0": 0.1, "0.25": 0.5, "1.0": 0.2}
+        return {"0.0": 0.1, "0.25": 0.5, "1.0": 0.2 if context == "prompt" else 0.6}
 
     monkeypatch.setattr(room, "share_accuracies", favoured)
+    monkeypatch.setattr(room, "choose_guidance", lambda *_, context: GUIDED[context])
     trained(recipe, bench)
-    got = load_generator(recipe.generator_folder).denoiser.state_dict()
+    generator = load_generator(recipe.generator_folder)
+    got = generator.denoiser.state_dict()
     assert any(not seen["first"][key].equal(seen["second"][key]) for key in got)
     for key, weight in got.items():
         torch.testing.assert_close(weight, 0.75 * seen["first"][key] + 0.25 * seen["second"][key])
     report = json.loads((recipe.folder / "training.json").read_text())
     assert report["task_loss_share"]["0.25"] == 0.5
+    # And once more for adapters that work alone.
+    assert report["alone"]["task_loss_share"]["1.0"] == 0.6
+    twin = generator.purposed(prompt_in_context=False)
+    for key, weight in twin.denoiser.state_dict().items():
+        torch.testing.assert_close(weight, seen["second"][key], rtol=0, atol=0)
+    assert (generator.config.guidance_scale, twin.config.guidance_scale) == (1.25, 2.0)
+    assert (generator.config.mean_share, twin.config.mean_share) == (1.0, 0.0)
+    conditions = generator.conditions[:2]
+    both = [one.tokens(conditions) for one in (generator, twin)]
+    assert not torch.equal(*both)
+    assert generator.purposed(prompt_in_context=True) is generator
+    assert twin.codec is generator.codec
 
     # The first stage is what the same recipe trains without the second.
     shutil.rmtree(recipe.folder / "checkpoints")

@@ -123,7 +123,7 @@ def collected(folder: Path) -> Bench:
 def prepared_of(bench, centre="ridge"):
     """Codec, data and centre of the bench's runs."""
     recipe = replace(bench.recipe, diffusion=replace(bench.recipe.diffusion, centre=centre))
-    return prepare(recipe, PromptEncoder("base", base=bench.base), SPLITS["train"])
+    return prepare(recipe, PromptEncoder("base", base=bench.base), bench.suite)
 
 
 def untrained_generator(bench, centre="ridge"):

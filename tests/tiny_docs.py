@@ -80,11 +80,12 @@ def make_place(folder, world):
         write_bigbench(tasks, name, **record_like("train", name))
     (folder / "runs/smollm2_bigbench").mkdir(parents=True)
     (folder / "runs/smollm2_bigbench/calibration.json").write_text(json.dumps({"tasks": {}}))
-    (folder / "runs/demo").mkdir()
-    (folder / "runs/demo/trajectories").symlink_to(world.recipe.store_folder)
-    recipe = world.changed(folder / "runs/demo", condition={"encoder": "minilm_words"}, codec={"gate": 0.0})
     with chdir(folder):  # where the tiny sentence encoder is
-        train_generator(recipe, progress=False)
+        for name, examples in (("demo", 0), ("read_examples", 2)):
+            run, reads = folder / "runs" / name, {"encoder": "minilm_words", "examples": examples}
+            run.mkdir()
+            (run / "trajectories").symlink_to(world.recipe.store_folder)
+            train_generator(world.changed(run, condition=reads, codec={"gate": 0.0}), progress=False)
         main(["generate", "Answer in French.", "--generator", "runs/demo/generator", "--out", "french"])
     return folder
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from tiny_bench import SPLITS, tiny_bench, tiny_recipe
+from tiny_bench import tiny_bench, tiny_recipe
 
 from ltdi_peft.base import wrap_base
 from ltdi_peft.condition import PromptEncoder
@@ -54,7 +54,7 @@ def session64(folder, method="plain", accelerator=None, recipe=None):
     accelerator, bench = accelerator or Accelerator(cpu=True), bench64(folder)
     recipe = recipe or recipe64(folder, method)
     with accelerator.main_process_first():
-        prepared = prepare(recipe, PromptEncoder("base", base=bench.base), SPLITS["train"])
+        prepared = prepare(recipe, PromptEncoder("base", base=bench.base), bench.suite)
     return Session(recipe, prepared, accelerator, bench, dtype=torch.float64)
 
 

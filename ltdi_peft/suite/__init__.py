@@ -32,22 +32,22 @@ DOMAINS: tuple[Domain, ...] = (
 UNSEEN_DOMAINS = ("things", "times")  # one of knowledge, one of form
 
 
-def builtin_tasks() -> list[dict[str, Any]]:
-    """Records of the tasks that `splits.json` names, in its order."""
+def builtin_tasks(wordings: str = "few") -> list[dict[str, Any]]:
+    """Records of the tasks that `splits.json` names, in its order; `wordings` as in wordings.py."""
     held_out = {domain.name: evaluation_inputs(domain) for domain in DOMAINS}
     names = [name for part in read_splits(BUILTIN_SPLITS).splits.values() for name in part]
-    return [_record(name, held_out[name.split("/")[0]]) for name in names]
+    return [_record(name, held_out[name.split("/")[0]], wordings) for name in names]
 
 
-def _record(name: str, held_out: frozenset[str]) -> dict[str, Any]:
+def _record(name: str, held_out: frozenset[str], wordings: str) -> dict[str, Any]:
     domain_name, question_name, *format_name = name.split("/")
     domain = next(d for d in DOMAINS if d.name == domain_name)
     if not format_name:
         task = next(task for task in domain.alone if task.name == question_name)
-        return alone_record(domain, task, held_out)
+        return alone_record(domain, task, held_out, wordings)
     question = next(q for q in domain.questions if q.name == question_name)
     answer_format = next(f for f in FORMATS if f.name == format_name[0])
-    return product_record(domain, question, answer_format, held_out)
+    return product_record(domain, question, answer_format, held_out, wordings)
 
 
 def write_builtin_splits(path: Path = BUILTIN_SPLITS) -> None:

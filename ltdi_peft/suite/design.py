@@ -12,9 +12,9 @@ from random import Random
 from typing import Any
 
 from ltdi_peft.suite.splits import share
+from ltdi_peft.suite.wordings import TRAINING_PROMPTS, worded
 
 Item = dict[str, str]  # "input", and the attributes that the questions read
-TRAINING_PROMPTS = 24  # pairs of question and format paraphrases that become training prompts
 
 
 @dataclass(frozen=True)
@@ -141,23 +141,28 @@ def joined(ask: str, say: str) -> str:
     return say.format(ask) if "{}" in say else f"{ask} {say}"
 
 
-def product_record(domain: Domain, q: Question, f: Format, held_out: frozenset[str]) -> dict[str, Any]:
+def product_record(
+    domain: Domain, q: Question, f: Format, held_out: frozenset[str], wordings: str
+) -> dict[str, Any]:
     """The task record of a question with a format; `held_out` as `evaluation_inputs` gives it."""
+    asks = worded(q.ask, "questions", f"{domain.name}/{q.name}", wordings)
+    says = worded(f.ask, "formats", f.name, wordings)
     head = {
         "name": f"{domain.name}/{q.name}/{f.name}",
         "domain": domain.name,
         "family": f"{domain.name}/{q.name}/{f.group}",
-        "prompts": paired_prompts(q.ask, f.ask, TRAINING_PROMPTS),
+        "prompts": paired_prompts(asks, says, TRAINING_PROMPTS[wordings]),
         "evaluation_prompts": paired_prompts(q.held_out, f.held_out, 4),
     }
     return head | examples(domain, lambda item: f.apply(q.answer(item)), held_out)
 
 
-def alone_record(domain: Domain, task: Alone, held_out: frozenset[str]) -> dict[str, Any]:
+def alone_record(domain: Domain, task: Alone, held_out: frozenset[str], wordings: str) -> dict[str, Any]:
     """The task record of a stand-alone task, a family of its own."""
     name = f"{domain.name}/{task.name}"
     head = {"name": name, "domain": domain.name, "family": name}
-    prompts = {"prompts": list(task.prompts), "evaluation_prompts": list(task.held_out)}
+    asks = worded(task.prompts, "questions", name, wordings)
+    prompts = {"prompts": list(asks), "evaluation_prompts": list(task.held_out)}
     return head | prompts | examples(domain, task.answer, held_out)
 
 
