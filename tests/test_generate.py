@@ -199,6 +199,12 @@ def through(generator):
         generator.spread.mul_(30)
 
 
+def test_examples_that_nothing_reads_are_refused(world, generator):
+    base = load_base(str(world.base), dtype="float32")
+    with pytest.raises(ValueError, match=r"num_candidates is 1 with 3 examples.*give both"):
+        generate_adapter(PROMPT, generator=generator, base_model=base.model, examples=EXAMPLES)
+
+
 def test_the_candidate_with_the_least_loss_is_taken(world, generator):
     base = load_base(str(world.base), dtype="float32")
     through(generator)
@@ -223,7 +229,6 @@ def test_the_candidate_with_the_least_loss_is_taken(world, generator):
     [
         ({"num_candidates": 4}, "num_candidates is 4 with 0 examples"),
         ({"num_candidates": 0}, "num_candidates is 0"),
-        ({"examples": EXAMPLES}, r"num_candidates is 1 with 3 examples.*give both"),
         ({"examples": [("a", "b", "c")], "num_candidates": 2}, r"an \(input, answer\) pair"),
     ],
 )
