@@ -8,7 +8,9 @@ Idea: a split belongs to a family of tasks and is fixed in a file before any tra
 Source: EVALUATION.md, "Splits"; BIG-bench's JSON schema, github.com/google/BIG-bench docs/doc.md."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, no_type_check
@@ -37,9 +39,10 @@ Turn = tuple[str, str]
 """(role, content) of one message; roles are those of chat templates: system, user, assistant."""
 
 
-# Tests check annotations at every call: too slow for the 64,000 examples of a suite; __post_init__ checks.
+# Tests check annotations at every call: too slow for the 200,000 examples of a suite; __init__ checks. It is
+# written out for them too: a frozen class's own goes through object.__setattr__ for every field.
 @no_type_check
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Example:
     """One input and its answer; with `choices` it is multiple choice and the answer is one of them.
 
@@ -52,16 +55,24 @@ class Example:
     choices: tuple[str, ...] = ()
     turns: tuple[Turn, ...] = ()
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        input: str,  # the field's name
+        answer: str,
+        choices: tuple[str, ...] = (),
+        turns: tuple[Turn, ...] = (),
+    ) -> None:
         """Refuse what cannot be scored: a blank answer, or one that is no choice."""
-        if not isinstance(self.input, str) or not isinstance(self.answer, str) or not self.answer.strip():
+        own = self.__dict__
+        own["input"], own["answer"], own["choices"], own["turns"] = input, answer, choices, turns
+        if not isinstance(input, str) or not isinstance(answer, str) or not answer.strip():
             raise ValueError(f"an example needs a text input and a non-blank text answer, got {self!r}.")
-        if self.choices and self.answer not in self.choices:
-            raise ValueError(f"the answer {self.answer!r} is not among its choices {list(self.choices)}.")
-        if self.turns and not all(
-            len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in self.turns
+        if choices and answer not in choices:
+            raise ValueError(f"the answer {answer!r} is not among its choices {list(choices)}.")
+        if turns and not all(
+            len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in turns
         ):
-            raise ValueError(f"turns are (role, content) pairs of texts, got {self.turns!r}.")
+            raise ValueError(f"turns are (role, content) pairs of texts, got {turns!r}.")
 
 
 ExampleLike = Example | Sequence[Any] | Mapping[str, Any]  # itself, (input, answer[, choices]), or a dict
@@ -102,8 +113,8 @@ class Task:
             "prompts": _prompts(name, "prompts", prompts),
             "domain": domain,
             "family": family or name,
-            "train": tuple(_example(name, e) for e in train),
-            "evaluation": tuple(_example(name, e) for e in evaluation),
+            "train": tuple([_example(name, e) for e in train]),
+            "evaluation": tuple([_example(name, e) for e in evaluation]),
             "evaluation_prompts": _prompts(name, "evaluation_prompts", evaluation_prompts),
         }
         for key, value in values.items():
@@ -117,6 +128,8 @@ class Task:
             raise ValueError(
                 f"task {self.name!r}: prompt {shared[0]!r} is both a training and a held-out prompt."
             )
+        if {e.input for e in self.train}.isdisjoint([e.input for e in self.evaluation]):
+            return
         seen = {(e.input, e.answer) for e in self.train}
         if leaked := [e for e in self.evaluation if (e.input, e.answer) in seen]:
             raise ValueError(
@@ -200,12 +213,26 @@ def _prompts(task: str, key: str, prompts: Iterable[str]) -> tuple[str, ...]:
     return prompts
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Within the block no garbage is looked for: 200,000 examples that all stay would be walked often."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 @no_type_check  # as for Example
 def _example(task: str, value: ExampleLike) -> Example:
     if type(value) is Example:
         return value
     try:
         if isinstance(value, (list, tuple)):
+            if len(value) == 2:
+                return Example(value[0], value[1])
             return Example(*value[:2], *map(tuple, value[2:]))
         if isinstance(value, dict):
             turns = tuple(map(tuple, value.get("turns", ())))
@@ -369,7 +396,8 @@ class TaskSuite:
 
         wordings: "few", or "many" training prompts a task (suite/wordings.py).
         """
-        tasks = [Task(**record) for record in builtin_tasks(wordings)]
+        with uncollected():
+            tasks = [Task(**record) for record in builtin_tasks(wordings)]
         return _suite("builtin", tasks, split_file or BUILTIN_SPLITS, None, {})
 
     @staticmethod
