@@ -1,25 +1,29 @@
 """A generator on the unseen tasks of an evaluation that was made before: no store, no rival is trained again.
 
     python benchmarks/rescore.py recipes/two_purposes.yaml --before docs/results/smollm2_builtin.json \
-        --wide docs/results/smollm2_builtin_wide.json [--generator FOLDER] [--results FOLDER]
+        --wide docs/results/smollm2_builtin_wide.json [--generator FOLDER] [--ridge] [--results FOLDER]
 
 `ours` and `ours_wrong_prompt` are scored now, with the examples, prompts and seeds of the result `--before`,
 and no more wrong prompts than the recipe has;
 every other line is that result's own, task by task, so differences are paired. `origin` is scored again too:
 how far it is from its old line is what another machine and other rounding do. `--wide`: a result of
-wide_rival.py, whose rival joins the table. Interrupted, it goes on at the task where it was.
+wide_rival.py, whose rival joins the table. `--ridge`: for a recipe with other prompts than `--before` had,
+`ridge` is scored again too: the regression, on these prompts, that the recipe's generator starts from, guided
+for each context on the same validation tasks as ours. Interrupted, it goes on at the task where it was.
 """
 
 import argparse
+import copy
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import require_unseen
 
+from ltdi_peft.baselines import tensor_digest
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.collect import Bench, open_bench
 from ltdi_peft.config import load_recipe
@@ -27,6 +31,7 @@ from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
 from ltdi_peft.evaluate import guidance_of, header
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator
+from ltdi_peft.guidance import SCALE_EXAMPLES, best_guidance, choose_guidance
 from ltdi_peft.kept import Line, hashed, kept_lines
 from ltdi_peft.protocol import generator_digest, one_by_one, prompts_of, seed_prompts
 from ltdi_peft.report import figures, paired_table, table
@@ -37,7 +42,8 @@ from ltdi_peft.targets import targets_table
 from ltdi_peft.task import Task
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
-OURS, WRONG, ORIGIN, WIDE = "ours", "ours_wrong_prompt", "origin", "multi_task_lora_4x"
+OURS, WRONG, ORIGIN, RIDGE = "ours", "ours_wrong_prompt", "origin", "ridge"
+WIDE = "multi_task_lora_4x"
 
 
 def scored(bench: Bench, generator: Generator, task: Task, seeds: int, wrong: Sequence[str]) -> Line:
@@ -57,14 +63,44 @@ def scored(bench: Bench, generator: Generator, task: Task, seeds: int, wrong: Se
     return found
 
 
+def guided_ridges(full: Generator, bench: Bench) -> dict[str, Generator]:
+    """Context → the ridge regression that the chain of `full` starts from, guided on validation tasks.
+
+    It is a generator whose chain adds nothing, so that limits of ‖ΔW‖ and guidance apply as to ours.
+    """
+    full.spread.zero_()
+    full.alone, full.config = None, dataclasses.replace(full.config, alone=None)
+    names = [task.name for task in bench.suite.split("validation") if task.evaluation]
+    found = {}
+    for context in CONTEXTS:
+        tried = choose_guidance(full, bench, names, context=context)
+        best = best_guidance(tried, scored=SCALE_EXAMPLES * len(names))
+        found[context] = copy.copy(full)
+        found[context].config = dataclasses.replace(
+            full.config, guidance_scale=best.scale, mean_share=best.mean_share
+        )
+    return found
+
+
+def scored_ridge(bench: Bench, ridges: dict[str, Generator], task: Task, seeds: int) -> Line:
+    """`ridge` with the prompts that ours has."""
+    examples, found = task.evaluation[: bench.recipe.evaluate.examples], {}
+    for context, ridge in ridges.items():
+        made = one_by_one(ridge, bench, seed_prompts(task, seeds), seeds, context=context)
+        sheet = make_sheet(bench.adapted, examples, task.held_out_prompts if context == "prompt" else None)
+        values = score(bench.adapted, sheet, stack_adapters(made, bench.adapted.device)).accuracy.tolist()
+        found[context] = {RIDGE: [round(value, 6) for value in values]}
+    return found
+
+
 def joined(before: TaskScores, line: Line, wide: dict[str, Any]) -> TaskScores:
     """The task's scores with ours in place of the old ones, and without distances of the old ones."""
     accuracy = {}
     for context in CONTEXTS:
         more = {WIDE: [wide[before.task][context][WIDE]]} if wide else {}
-        new = {name: line[context][name] for name in (OURS, WRONG)}
+        new = {name: line[context][name] for name in (OURS, WRONG, RIDGE) if name in line[context]}
         accuracy[context] = before.accuracy[context] | more | new
-    error = {name: value for name, value in before.error.items() if name not in (OURS, WRONG)}
+    error = {name: value for name, value in before.error.items() if name not in line[CONTEXTS[0]]}
     return dataclasses.replace(
         before, accuracy=accuracy, error=error, nearest={"oracle": before.nearest["oracle"]}
     )
@@ -90,9 +126,18 @@ def require_same_tasks(bench: Bench, generator: Generator, before: dict[str, Any
 
 
 def rescored(
-    bench: Bench, generator: Generator, before: dict[str, Any], wide: dict[str, Any], *, progress: bool = True
+    bench: Bench,
+    generator: Generator,
+    before: dict[str, Any],
+    wide: dict[str, Any],
+    *,
+    full: Generator | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """The new result, as `ltdi evaluate` would write it but for what needs stored runs."""
+    """The new result, as `ltdi evaluate` would write it but for what needs stored runs.
+
+    full: the generator before it was shrunk, whose ridge regression is scored too.
+    """
     require_same_spec(bench.spec, generator.spec, "the generator")
     require_same_tasks(bench, generator, before)
     recipe, seeds = bench.recipe, len(before["seeds"])
@@ -102,19 +147,25 @@ def rescored(
     tasks = [bench.suite[one.task] for one in old]
     key = hashed({"generator": generator_digest(generator), "seeds": seeds, "wrong": wrong})
     keys = {task.name: hashed({**task.to_dict(), "examples": recipe.evaluate.examples}) for task in tasks}
-    lines = kept_lines(
-        recipe.folder / "evaluation" / f"rescore-{key}.jsonl",
-        tasks,
-        keys,
-        lambda group: [scored(bench, generator, task, seeds, wrong[task.name]) for task in group],
-        together=1,
-        desc="evaluation",
-        progress=progress,
-    )
+    trials = {OURS: guidance_of(generator)}
+
+    def kept(name: str, one: Callable[[Task], Line]) -> dict[str, Line]:
+        file = recipe.folder / "evaluation" / f"{name}.jsonl"
+        about = {"together": 1, "desc": name.split("-")[0], "progress": progress}
+        return kept_lines(file, tasks, keys, lambda group: [one(task) for task in group], **about)
+
+    lines = kept(f"rescore-{key}", lambda task: scored(bench, generator, task, seeds, wrong[task.name]))
+    if full is not None:
+        ridges = guided_ridges(full, bench)
+        trials[RIDGE] = {context: guidance_of(ridge) for context, ridge in ridges.items()}
+        key = hashed({"ridge": tensor_digest([full.centre]), "trials": trials[RIDGE], "seeds": seeds})
+        again = kept(f"ridge-{key}", lambda task: scored_ridge(bench, ridges, task, seeds))
+        for name, line in lines.items():
+            lines[name] = {context: line[context] | again[name][context] for context in CONTEXTS}
     start = generator.codec.start or bench.fresh
     cost = seconds_to_generate(generator, bench) | {"runs": fine_tunes(bench, start, old), "flops": {}}
     return {
-        **header(bench, {OURS: guidance_of(generator)}),
+        **header(bench, trials),
         "seeds": before["seeds"],
         "shrunk": generator.config.shrunk is not None,
         "before": {key: before[key] for key in ("recipe", "commit", "date", "machine")},
@@ -132,6 +183,8 @@ def page(found: dict[str, Any], arguments: argparse.Namespace) -> str:
     """The result as Markdown."""
     there, named = arguments.before.stem, ("before", "wide", "generator")
     options = [f"--{name} {getattr(arguments, name)}" for name in named if getattr(arguments, name)]
+    options += ["--ridge"] if arguments.ridge else []
+    also = f", and `{RIDGE}`, on this recipe's prompts," if arguments.ridge else ""
     gap = found["origin"]
     head = ("date", "machine", "commit", "base_model", "suite", "seeds", "trials", "shrunk")
     about = "\n".join(f"- {key.replace('_', ' ')}: {found[key]}" for key in head)
@@ -139,8 +192,8 @@ def page(found: dict[str, Any], arguments: argparse.Namespace) -> str:
         [
             f"# {found['recipe']}\n\n{about}\n",
             f"Made by `python benchmarks/rescore.py {arguments.recipe} {' '.join(options)}`. `{OURS}` and "
-            f"`{WRONG}` were scored for it; the other lines are those of [{there}]({there}.md), same tasks, "
-            f"examples and prompts. The origin, scored again, has {gap['now']:.3f} with the prompt in "
+            f"`{WRONG}`{also} were scored for it; the other lines are those of [{there}]({there}.md), same "
+            f"tasks, examples and prompts. The origin, scored again, has {gap['now']:.3f} with the prompt in "
             f"context ({gap['then']:.3f} there; mean difference of a task {gap['task_difference']:.3f}).\n",
             table(found),
             f"## Targets\n\n{targets_table(found)}",
@@ -159,12 +212,14 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="a result of `ltdi evaluate`")
     parser.add_argument("--wide", type=Path, help="a result of wide_rival.py on the same tasks")
     parser.add_argument("--generator", type=Path, help="a folder; the recipe's own by default")
+    parser.add_argument("--ridge", action="store_true", help="score the ridge regression again too")
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
     known, overrides = parser.parse_known_args()
     recipe = load_recipe(known.recipe, overrides)
     generator = find_generator(known.generator or recipe.generator_folder)
     wide = read_json(known.wide)["per_task"] if known.wide else {}
-    found = rescored(open_bench(recipe), generator, read_json(known.before), wide)
+    full = find_generator(recipe.generator_folder) if known.ridge else None
+    found = rescored(open_bench(recipe), generator, read_json(known.before), wide, full=full)
     text = page(found, known)
     replace_file(known.results / f"{recipe.name}.json", json_bytes(found))
     replace_file(known.results / f"{recipe.name}.md", text.encode())

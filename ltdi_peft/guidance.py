@@ -74,14 +74,25 @@ def guidance_accuracies(
     """Mean accuracy of each trial; by default with the prompt in context, the headline column."""
     tried = trials(gauge)
 
+    prompts = validation_prompts(tasks)
+
     def made(task: Task) -> list[Adapter]:
-        return [adapter(task.held_out_prompts[:1], one) for one in tried]
+        return [adapter(prompts[task.name], one) for one in tried]
 
     found: Accuracies = {str(one.mean_share): {} for one in tried}
     accuracies = mean_accuracies(bench, tasks, made, len(tried), examples, context)
     for one, accuracy in zip(tried, accuracies, strict=True):
         found[str(one.mean_share)][str(one.scale)] = accuracy
     return found
+
+
+def validation_prompts(tasks: Sequence[Task]) -> dict[str, list[str]]:
+    """What a generator is told of each task: one held-out prompt, another for the next task.
+
+    Unseen tasks are asked in all of theirs; what suits one wording need not suit the others.
+    """
+    asked = ((task, number % len(task.held_out_prompts)) for number, task in enumerate(tasks))
+    return {task.name: [task.held_out_prompts[number]] for task, number in asked}
 
 
 def mean_accuracies(
@@ -94,12 +105,12 @@ def mean_accuracies(
 ) -> list[float]:
     """Mean over the tasks of each of a task's `count` adapters; 0 without tasks.
 
-    context: "prompt", the task's first held-out one in the model's context, or "no_prompt".
+    context: "prompt", the task's held-out ones in the model's context, in turn, or "no_prompt".
     """
     totals = [0.0] * count
     for task in tasks:
         stacked = stack_adapters(made(task), bench.adapted.device)
-        prompts = task.held_out_prompts[:1] if context == "prompt" else None
+        prompts = task.held_out_prompts if context == "prompt" else None
         sheet = make_sheet(bench.adapted, task.evaluation[:examples], prompts)
         accuracies = score(bench.adapted, sheet, stacked).accuracy.tolist()
         totals = [total + accuracy for total, accuracy in zip(totals, accuracies, strict=True)]

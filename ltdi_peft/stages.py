@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ltdi_peft.collect import Bench
 from ltdi_peft.generator import Generator
-from ltdi_peft.guidance import SCALE_EXAMPLES, mean_accuracies
+from ltdi_peft.guidance import SCALE_EXAMPLES, mean_accuracies, validation_prompts
 from ltdi_peft.session import Session
 from ltdi_peft.spec import Adapter
 from ltdi_peft.trajectory import replace_file
@@ -69,12 +69,14 @@ def share_accuracies(
     """
     tasks = [bench.suite[name] for name in names if bench.suite[name].evaluation]
     second = {key: weight.clone() for key, weight in generator.denoiser.state_dict().items()}
+    prompts = validation_prompts(tasks)
     made: dict[str, list[Adapter]] = {task.name: [] for task in tasks}  # one adapter a share
     for share in SHARES:
         generator.denoiser.load_state_dict(between(first, second, share))
         # One prompt at a time, as guidance is chosen: the bytes of an adapter depend on its batch.
         for task in tasks:
-            made[task.name].append(generator.generate(task.held_out_prompts[:1], base=bench.base)[0].adapter)
+            (one,) = generator.generate(prompts[task.name], base=bench.base)
+            made[task.name].append(one.adapter)
     generator.denoiser.load_state_dict(second)
     accuracies = mean_accuracies(bench, tasks, lambda task: made[task.name], len(SHARES), examples, context)
     return dict(zip(map(str, SHARES), accuracies, strict=True))

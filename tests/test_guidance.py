@@ -18,7 +18,9 @@ from ltdi_peft.guidance import (
     choose_guidance,
     guidance_accuracies,
     trials,
+    validation_prompts,
 )
+from ltdi_peft.task import Task
 
 room = importlib.import_module("ltdi_peft.guidance")
 
@@ -77,3 +79,12 @@ def test_each_accuracy_is_that_of_its_own_trial(bench, monkeypatch):
     for one in trials("shared_a"):
         accuracy = found[str(one.mean_share)][str(one.scale)]
         assert accuracy == pytest.approx(one.scale / 4 + one.mean_share / 100)
+
+
+def test_validation_tasks_are_asked_in_different_words():
+    own = ("a", "b", "c")
+    tasks = [
+        Task(f"t{n}", ["Do it."], evaluation_prompts=own[:width]) for n, width in enumerate((3, 3, 3, 3, 2))
+    ]
+    asked = [validation_prompts(tasks)[task.name] for task in tasks]
+    assert asked == [["a"], ["b"], ["c"], ["a"], ["a"]]

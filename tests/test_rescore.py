@@ -73,6 +73,19 @@ def test_another_generator_changes_its_own_lines_alone(rescore, bench, generator
     assert found["trials"]["ours"] == {"scale": 0.0, "mean_share": 0.0}
 
 
+def test_ridge_is_the_regression_that_the_chain_starts_from(rescore, bench, generator, before):
+    full = load_generator(bench.recipe.generator_folder)
+    full.centre.zero_()  # tells nothing of any prompt
+    found = rescore.rescored(bench, generator, before, {}, full=full, progress=False)
+    assert set(found["trials"]["ridge"]) == set(rescore.CONTEXTS)
+    for name, row in before["per_task"].items():
+        for context in rescore.CONTEXTS:
+            now = found["per_task"][name]["accuracy"][context]
+            assert len(now["ridge"]) > 1
+            assert len(set(now["ridge"])) == 1
+            assert now["ours"] == row["accuracy"][context]["ours"]
+
+
 def test_other_tasks_are_refused(rescore, bench, generator, before):
     with pytest.raises(SystemExit, match="another base model"):
         rescore.rescored(bench, generator, {**before, "base_model": "other/model"}, {}, progress=False)
