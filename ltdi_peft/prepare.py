@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save
 from torch import Tensor
+from tqdm import tqdm
 
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.centre import INTERCEPT, Ridge, choose_strength, fit_task_ridge, left_out_mixture
@@ -198,7 +199,9 @@ def runs_with(tokens: Float[Tensor, "run k site width"], runs: Sequence[Trajecto
     return Runs(tokens, tuple(run.task.name for run in runs), tuple(run.seed for run in runs))
 
 
-def training_set(encoded: Encoded, encoder: PromptEncoder, suite: TaskSuite) -> TrainingSet:
+def training_set(
+    encoded: Encoded, encoder: PromptEncoder, suite: TaskSuite, *, progress: bool = False
+) -> TrainingSet:
     """Tokens, and conditions of the suite's prompts: a run does not care how its task is asked for later.
 
     A task with fewer paraphrases than another has some of its own twice. Where the encoder reads examples,
@@ -206,7 +209,8 @@ def training_set(encoded: Encoded, encoder: PromptEncoder, suite: TaskSuite) -> 
     """
     runs, names = encoded.runs, tuple(sorted(set(encoded.runs.tasks)))
     count = max(len(suite[name].prompts) for name in names)
-    conditions = torch.stack([task_conditions(encoder, suite[name], count) for name in names])
+    bar = tqdm(names, desc="prompts", unit="task", disable=not progress)
+    conditions = torch.stack([task_conditions(encoder, suite[name], count) for name in bar])
     task = torch.tensor([names.index(name) for name in runs.tasks])
     return TrainingSet(names, runs.tokens, task, conditions, encoder.evidence_width)
 
@@ -272,7 +276,7 @@ def prepare(recipe: Recipe, encoder: PromptEncoder, suite: TaskSuite, *, progres
     else:
         runs = training_trajectories(recipe, task_names)
         encoded = encoded_runs(recipe, runs, progress=progress)
-    data = training_set(encoded, encoder, suite)
+    data = training_set(encoded, encoder, suite, progress=progress)
     return Prepared(encoded.codec, data, fit_centre(data, recipe.diffusion), encoded.norm_range)
 
 
