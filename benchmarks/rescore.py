@@ -13,7 +13,6 @@ for each context on the same validation tasks as ours. Interrupted, it goes on a
 """
 
 import argparse
-import copy
 import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
@@ -23,74 +22,72 @@ from typing import Any
 import torch
 from common import require_unseen
 
-from ltdi_peft.baselines import tensor_digest
+from ltdi_peft.baselines import RidgeRival, tensor_digest, with_best_guidance
 from ltdi_peft.batched import stack_adapters
+from ltdi_peft.centre import Ridge
 from ltdi_peft.collect import Bench, open_bench
 from ltdi_peft.config import load_recipe
 from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
 from ltdi_peft.evaluate import guidance_of, header
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator
-from ltdi_peft.guidance import SCALE_EXAMPLES, best_guidance, choose_guidance
 from ltdi_peft.kept import Line, hashed, kept_lines
+from ltdi_peft.multi_task import validation_tasks
 from ltdi_peft.protocol import generator_digest, one_by_one, prompts_of, seed_prompts
 from ltdi_peft.report import figures, paired_table, table
 from ltdi_peft.score import make_sheet, score
-from ltdi_peft.spec import require_same_spec
+from ltdi_peft.spec import Adapter, require_same_spec
 from ltdi_peft.summary import CONTEXTS, TaskScores, summarise
 from ltdi_peft.targets import targets_table
 from ltdi_peft.task import Task
+from ltdi_peft.train import REPORT_FILE, recipe_encoder
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 OURS, WRONG, ORIGIN, RIDGE = "ours", "ours_wrong_prompt", "origin", "ridge"
 WIDE = "multi_task_lora_4x"
 
 
+def accuracies(bench: Bench, task: Task, adapters: Sequence[Adapter], context: str) -> list[float]:
+    """Of each adapter, on the task's evaluation examples."""
+    examples = task.evaluation[: bench.recipe.evaluate.examples]
+    sheet = make_sheet(bench.adapted, examples, task.held_out_prompts if context == "prompt" else None)
+    found = score(bench.adapted, sheet, stack_adapters(adapters, bench.adapted.device))
+    return [round(value, 6) for value in found.accuracy.tolist()]
+
+
 def scored(bench: Bench, generator: Generator, task: Task, seeds: int, wrong: Sequence[str]) -> Line:
     """Ours, ours with wrong prompts, and the origin, on the task's evaluation examples."""
-    origin = generator.codec.decode(torch.zeros(len(bench.spec.sites), generator.codec.width))
-    examples, found = task.evaluation[: bench.recipe.evaluate.examples], {}
+    origin, found = generator.codec.decode(torch.zeros(len(bench.spec.sites), generator.codec.width)), {}
     for context in CONTEXTS:
         made = [
             adapter
             for prompts in (seed_prompts(task, seeds), wrong)
             for adapter in one_by_one(generator, bench, prompts, seeds, context=context)
         ]
-        stacked = stack_adapters([*made, origin], bench.adapted.device)
-        sheet = make_sheet(bench.adapted, examples, task.held_out_prompts if context == "prompt" else None)
-        *generated, own = [round(v, 6) for v in score(bench.adapted, sheet, stacked).accuracy.tolist()]
+        *generated, own = accuracies(bench, task, [*made, origin], context)
         found[context] = {OURS: generated[:seeds], WRONG: generated[seeds:], ORIGIN: [own]}
     return found
 
 
-def guided_ridges(full: Generator, bench: Bench) -> dict[str, Generator]:
-    """Context → the ridge regression that the chain of `full` starts from, guided on validation tasks.
-
-    It is a generator whose chain adds nothing, so that limits of ‖ΔW‖ and guidance apply as to ours.
-    """
-    full.spread.zero_()
-    full.alone, full.config = None, dataclasses.replace(full.config, alone=None)
-    names = [task.name for task in bench.suite.split("validation") if task.evaluation]
-    found = {}
-    for context in CONTEXTS:
-        tried = choose_guidance(full, bench, names, context=context)
-        best = best_guidance(tried, scored=SCALE_EXAMPLES * len(names))
-        found[context] = copy.copy(full)
-        found[context].config = dataclasses.replace(
-            full.config, guidance_scale=best.scale, mean_share=best.mean_share
-        )
-    return found
+def guided_ridges(full: Generator, bench: Bench) -> dict[str, RidgeRival]:
+    """Context → the ridge regression that the chain of `full` starts from, guided on validation tasks."""
+    strength = read_json(bench.recipe.folder / REPORT_FILE)["ridge"]
+    rival = RidgeRival(full.codec, Ridge(full.centre), full.mean, strength, full)
+    encoder, tasks = recipe_encoder(bench), validation_tasks(bench)
+    return {
+        context: with_best_guidance(rival, bench, tasks, encoder, context=context)[0] for context in CONTEXTS
+    }
 
 
-def scored_ridge(bench: Bench, ridges: dict[str, Generator], task: Task, seeds: int) -> Line:
+def scored_ridge(
+    bench: Bench, ridges: dict[str, RidgeRival], full: Generator, task: Task, seeds: int
+) -> Line:
     """`ridge` with the prompts that ours has."""
-    examples, found = task.evaluation[: bench.recipe.evaluate.examples], {}
-    for context, ridge in ridges.items():
-        made = one_by_one(ridge, bench, seed_prompts(task, seeds), seeds, context=context)
-        sheet = make_sheet(bench.adapted, examples, task.held_out_prompts if context == "prompt" else None)
-        values = score(bench.adapted, sheet, stack_adapters(made, bench.adapted.device)).accuracy.tolist()
-        found[context] = {RIDGE: [round(value, 6) for value in values]}
-    return found
+    conditions = full.encode_prompts(seed_prompts(task, seeds), bench.base)
+    return {
+        context: {RIDGE: accuracies(bench, task, ridge.adapters(conditions), context)}
+        for context, ridge in ridges.items()
+    }
 
 
 def joined(before: TaskScores, line: Line, wide: dict[str, Any]) -> TaskScores:
@@ -149,17 +146,17 @@ def rescored(
     keys = {task.name: hashed({**task.to_dict(), "examples": recipe.evaluate.examples}) for task in tasks}
     trials = {OURS: guidance_of(generator)}
 
-    def kept(name: str, one: Callable[[Task], Line]) -> dict[str, Line]:
-        file = recipe.folder / "evaluation" / f"{name}.jsonl"
-        about = {"together": 1, "desc": name.split("-")[0], "progress": progress}
+    def kept(name: str, key: str, one: Callable[[Task], Line]) -> dict[str, Line]:
+        file = recipe.folder / "evaluation" / f"{name}-{key}.jsonl"
+        about = {"together": 1, "desc": name, "progress": progress}
         return kept_lines(file, tasks, keys, lambda group: [one(task) for task in group], **about)
 
-    lines = kept(f"rescore-{key}", lambda task: scored(bench, generator, task, seeds, wrong[task.name]))
+    lines = kept("rescore", key, lambda task: scored(bench, generator, task, seeds, wrong[task.name]))
     if full is not None:
         ridges = guided_ridges(full, bench)
-        trials[RIDGE] = {context: guidance_of(ridge) for context, ridge in ridges.items()}
+        trials[RIDGE] = {context: dataclasses.asdict(ridge.guidance) for context, ridge in ridges.items()}
         key = hashed({"ridge": tensor_digest([full.centre]), "trials": trials[RIDGE], "seeds": seeds})
-        again = kept(f"ridge-{key}", lambda task: scored_ridge(bench, ridges, task, seeds))
+        again = kept("ridge", key, lambda task: scored_ridge(bench, ridges, full, task, seeds))
         for name, line in lines.items():
             lines[name] = {context: line[context] | again[name][context] for context in CONTEXTS}
     start = generator.codec.start or bench.fresh

@@ -38,12 +38,13 @@ from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
 from ltdi_peft.figures import write_figures
 from ltdi_peft.flops import count_flops
 from ltdi_peft.generator import EVALUATION_FILE, Generator, load_generator
-from ltdi_peft.guidance import Guidance
+from ltdi_peft.guidance import Guidance, validation_prompts
 from ltdi_peft.memorisation import between_stored
 from ltdi_peft.multi_task import (
     train_format_only,
     train_multi_task_lora,
     train_wide_multi_task_lora,
+    validation_tasks,
     widened,
 )
 from ltdi_peft.origin import has_origin, moved, recipe_origin
@@ -244,9 +245,10 @@ def tuned_ridge(
     ridge: RidgeRival, bench: Bench, encoder: PromptEncoder, *, context: str = "prompt"
 ) -> tuple[RidgeRival, dict[str, Any]]:
     """The rival at its best guidance for a context, and its trials; chosen once, kept beside the scores."""
-    tasks = [bench.suite[run.task.name] for run in validation_runs(bench.recipe, bench)]
-    tasks = [task for task in tasks if task.evaluation]
-    about = f"{bench.base.weights_fingerprint} {bench.base.name} {sorted(task.name for task in tasks)}"
+    held_out = {run.task.name for run in validation_runs(bench.recipe, bench)}
+    # In the suite's order, as ours was chosen: a task's place says in which words it is asked.
+    tasks = [task for task in validation_tasks(bench) if task.name in held_out]
+    about = f"{bench.base.weights_fingerprint} {bench.base.name} {validation_prompts(tasks)}"
     about += "" if context == "prompt" else f" {context}"
     key = hashlib.sha256(f"{tensor_digest([ridge.ridge.weight, ridge.mean])} {about}".encode()).hexdigest()
     file = bench.recipe.folder / "evaluation" / f"ridge-{key[:16]}.json"

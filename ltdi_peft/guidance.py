@@ -73,7 +73,6 @@ def guidance_accuracies(
 ) -> Accuracies:
     """Mean accuracy of each trial; by default with the prompt in context, the headline column."""
     tried = trials(gauge)
-
     prompts = validation_prompts(tasks)
 
     def made(task: Task) -> list[Adapter]:
@@ -89,7 +88,8 @@ def guidance_accuracies(
 def validation_prompts(tasks: Sequence[Task]) -> dict[str, list[str]]:
     """What a generator is told of each task: one held-out prompt, another for the next task.
 
-    Unseen tasks are asked in all of theirs; what suits one wording need not suit the others.
+    Whoever is compared must give the tasks in one order, the suite's. Unseen tasks are asked in all of their
+    prompts; what suits one wording need not suit the others.
     """
     asked = ((task, number % len(task.held_out_prompts)) for number, task in enumerate(tasks))
     return {task.name: [task.held_out_prompts[number]] for task, number in asked}
