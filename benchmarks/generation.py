@@ -1,6 +1,6 @@
 """Seconds from a sentence to a loaded PeftModel, step by step; against a T2L hypernetwork; and hot swap.
 
-    python benchmarks/generation.py runs/demo/generator [--batches 1 32 100]
+    python benchmarks/generation.py runs/demo/generator [--batches 1 32 100] [--device cuda]
     Expect: hot swap in ≤ 20 ms for SmolLM2-135M. 1 CPU core, about 2 minutes.
 
 The peer is one forward pass of a hypernetwork (hypernetwork.py) with as many numbers as the generator has
@@ -24,7 +24,6 @@ from ltdi_peft.generator import Generator, load_generator
 from ltdi_peft.hypernetwork import Hypernetwork, mean_difference, parameter_count
 from ltdi_peft.t2l import T2LRival
 
-CPU = torch.device("cpu")
 MOST = 20.0  # ms of a hot swap
 Cells = list[tuple[str, ...]]
 
@@ -40,26 +39,28 @@ def rival_of(generator: Generator, size: int) -> T2LRival:
             options = {"condition_width": width, "hidden": hidden, "train_a": train_a}
             count = parameter_count(Hypernetwork(spec, start, **options))
         if count >= size:
-            network = Hypernetwork(spec, start, **options).eval()
+            network = Hypernetwork(spec, start, **options).eval().to(generator.centre.device)
             return T2LRival(network, mean_difference(network, generator.conditions[:, None]))
     raise ValueError(f"no hypernetwork of {size} numbers below a hidden width of 8192.")
 
 
 def batches(generator: Generator, rival: T2LRival, base: Base, sizes: list[int]) -> tuple[Cells, dict]:
     """Milliseconds of condition, chain and decoding of so many prompts at once, and of the peer."""
-    rows, numbers = [], {}
+    rows, numbers, device = [], {}, generator.centre.device
     for size in sizes:
         prompts = [f"Write sentence number {index} backwards." for index in range(size)]
         conditions = generator.encode_prompts(prompts, base)
         with torch.no_grad():
             tokens = generator.tokens(conditions)
             steps = {
-                "condition": median_seconds(lambda p=prompts: generator.encode_prompts(p, base), CPU, 3),
-                "chain": median_seconds(lambda c=conditions: generator.tokens(c), CPU, 3),
+                "condition": median_seconds(lambda p=prompts: generator.encode_prompts(p, base), device, 3),
+                "chain": median_seconds(lambda c=conditions: generator.tokens(c), device, 3),
                 "decode": median_seconds(
-                    lambda t=tokens: [generator.clamped(f) for f in generator.codec.decode_batches(t)], CPU, 3
+                    lambda t=tokens: [generator.clamped(f) for f in generator.codec.decode_batches(t)],
+                    device,
+                    3,
                 ),
-                "T2L": median_seconds(lambda c=conditions: rival.adapters(c), CPU, 3),
+                "T2L": median_seconds(lambda c=conditions: rival.adapters(c), device, 3),
             }
         numbers[str(size)] = steps
         ours = steps["chain"] + steps["decode"]
@@ -72,20 +73,21 @@ def batches(generator: Generator, rival: T2LRival, base: Base, sizes: list[int])
 
 def loading(generator: Generator, made: GeneratedAdapter, base: Base) -> dict[str, float]:
     """Seconds of every part of the way from a generated adapter to a proved PeftModel."""
-    probe = base.tokenizer(PROBE, return_tensors="pt")["input_ids"]
+    device = base.model.device
+    probe = base.tokenizer(PROBE, return_tensors="pt")["input_ids"].to(device)
 
     def written() -> None:
         with tempfile.TemporaryDirectory() as name:
             made.save_pretrained(Path(name))
             load_adapter_folder(Path(name))
 
-    steps = {"write and read back": median_seconds(written, CPU, 3)}
+    steps = {"write and read back": median_seconds(written, device, 3)}
     steps["attach (and detach)"] = median_seconds(
-        lambda: attach(base.model, made.spec, made.adapter).unload(), CPU, 3
+        lambda: attach(base.model, made.spec, made.adapter).unload(), device, 3
     )
     model, ranges = attach(base.model, made.spec, made.adapter), generator.config.norm_range
     steps["prove"] = median_seconds(
-        lambda: prove_loaded(model, made.spec, made.adapter, probe, norm_range=ranges), CPU, 3
+        lambda: prove_loaded(model, made.spec, made.adapter, probe, norm_range=ranges), device, 3
     )
     model.unload()
     return steps
@@ -94,7 +96,7 @@ def loading(generator: Generator, made: GeneratedAdapter, base: Base) -> dict[st
 def swapping(one: GeneratedAdapter, other: GeneratedAdapter, base: Base) -> dict[str, float]:
     """Seconds of replacing the adapter of a loaded model, in our way and in PEFT's."""
     model = attach(base.model, one.spec, one.adapter)
-    turn = [one, other]
+    turn, device = [one, other], base.model.device
 
     def ours() -> None:
         turn.reverse()
@@ -118,12 +120,12 @@ def swapping(one: GeneratedAdapter, other: GeneratedAdapter, base: Base) -> dict
     with tempfile.TemporaryDirectory() as name:
         one.save_pretrained(Path(name))
         steps = {
-            "swap_into": median_seconds(ours, CPU),
-            "PEFT hotswap_adapter_from_state_dict": median_seconds(in_memory, CPU),
+            "swap_into": median_seconds(ours, device),
+            "PEFT hotswap_adapter_from_state_dict": median_seconds(in_memory, device),
             "PEFT hotswap_adapter, from a folder": median_seconds(
-                lambda: hotswap_adapter(model, name, "default"), CPU
+                lambda: hotswap_adapter(model, name, "default"), device
             ),
-            "load beside, delete": median_seconds(beside, CPU),
+            "load beside, delete": median_seconds(beside, device),
         }
     model.unload()
     return steps
@@ -131,8 +133,8 @@ def swapping(one: GeneratedAdapter, other: GeneratedAdapter, base: Base) -> dict
 
 def measured(options: argparse.Namespace) -> Result:
     """All parts in one table."""
-    generator = load_generator(options.generator)
-    base = load_base(generator.config.base_model)
+    generator = load_generator(options.generator).to(options.device)
+    base = load_base(generator.config.base_model, device=options.device)
     size = sum(tensor.numel() for tensor in generator.state_dict().values())
     rival = rival_of(generator, size)
     rows, numbers = batches(generator, rival, base, options.batches)

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from common import Result, median_seconds, parser_of, product_rate, publish
+from common import Result, median_seconds, parser_of, product_rate, publish, synchronize
 from torch.utils.flop_counter import FlopCounterMode
 
 from ltdi_peft.collect import recipe_suite
@@ -83,6 +83,7 @@ def row(session: Timed, variant: str, steps: int, rates: tuple[float, float]) ->
     for _ in range(steps):
         began = time.perf_counter()
         session.step()
+        synchronize(session.accelerator.device)
         taken.append(time.perf_counter() - began)
     seconds, weights = sorted(taken)[steps // 2], sum(p.numel() for p in session.plain_network.parameters())
     flop, (arithmetic, memory) = counter.get_total_flops(), rates

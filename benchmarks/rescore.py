@@ -1,15 +1,18 @@
 """A generator on the unseen tasks of an evaluation that was made before: no store, no rival is trained again.
 
     python benchmarks/rescore.py recipes/two_purposes.yaml --before docs/results/smollm2_builtin.json \
-        --wide docs/results/smollm2_builtin_wide.json [--generator FOLDER] [--ridge] [--results FOLDER]
+        --wide docs/results/smollm2_builtin_wide.json [--generator FOLDER] [--rivals] [--results FOLDER]
 
 `ours` and `ours_wrong_prompt` are scored now, with the examples, prompts and seeds of the result `--before`,
 and no more wrong prompts than the recipe has;
 every other line is that result's own, task by task, so differences are paired. `origin` is scored again too:
 how far it is from its old line is what another machine and other rounding do. `--wide`: a result of
-wide_rival.py, whose rival joins the table. `--ridge`: for a recipe with other prompts than `--before` had,
-`ridge` is scored again too: the regression, on these prompts, that the recipe's generator starts from, guided
-for each context on the same validation tasks as ours. Interrupted, it goes on at the task where it was.
+wide_rival.py, whose rival joins the table. `--rivals`: for a recipe with other prompts or another origin than
+`--before` had, the rivals that need no training are scored again too: the regression that the recipe's
+generator starts from, guided for each context on the same validation tasks as ours (`ridge`), the mean of the
+stored adapters and the nearest task's (`mean`, `nearest`), and the origin as `multi_task_lora`, where the
+recipe trains it: on the same prompts, its best step by the same validation tasks. Interrupted, it goes on at
+the task where it was.
 """
 
 import argparse
@@ -22,15 +25,16 @@ from typing import Any
 import torch
 from common import require_unseen
 
-from ltdi_peft.baselines import RidgeRival, tensor_digest, with_best_guidance
+from ltdi_peft.baselines import RidgeRival, with_best_guidance
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.centre import Ridge
 from ltdi_peft.collect import Bench, open_bench
 from ltdi_peft.config import load_recipe
 from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
+from ltdi_peft.encoded import recipe_encoded
 from ltdi_peft.evaluate import guidance_of, header
 from ltdi_peft.generate import find_generator
-from ltdi_peft.generator import Generator
+from ltdi_peft.generator import Generator, nearest_conditions
 from ltdi_peft.kept import Line, hashed, kept_lines
 from ltdi_peft.multi_task import validation_tasks
 from ltdi_peft.protocol import generator_digest, one_by_one, prompts_of, seed_prompts
@@ -44,6 +48,7 @@ from ltdi_peft.train import REPORT_FILE, recipe_encoder
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 OURS, WRONG, ORIGIN, RIDGE = "ours", "ours_wrong_prompt", "origin", "ridge"
+AGAIN = (RIDGE, "mean", "nearest", "multi_task_lora")  # what --rivals scores
 WIDE = "multi_task_lora_4x"
 
 
@@ -79,15 +84,36 @@ def guided_ridges(full: Generator, bench: Bench) -> dict[str, RidgeRival]:
     }
 
 
-def scored_ridge(
-    bench: Bench, ridges: dict[str, RidgeRival], full: Generator, task: Task, seeds: int
+def last_tokens(bench: Bench, full: Generator) -> dict[str, torch.Tensor]:
+    """Training task → tokens of its stored adapter (first seed); {} for a recipe without encoded runs."""
+    names = full.config.training_tasks
+    runs = recipe_encoded(bench.recipe, names).runs if bench.recipe.train.encoded else None
+    found = zip(runs.tasks, runs.seeds, runs.tokens[:, -1], strict=True) if runs else ()
+    return {task: tokens for task, _, tokens in sorted(found, key=lambda one: -one[1])}
+
+
+def scored_rivals(
+    bench: Bench,
+    ridges: dict[str, RidgeRival],
+    stored: dict[str, torch.Tensor],
+    full: Generator,
+    task: Task,
+    seeds: int,
 ) -> Line:
-    """`ridge` with the prompts that ours has."""
+    """The rivals that need no training, with the prompts that ours has."""
     conditions = full.encode_prompts(seed_prompts(task, seeds), bench.base)
-    return {
-        context: {RIDGE: accuracies(bench, task, ridge.adapters(conditions), context)}
-        for context, ridge in ridges.items()
-    }
+    decode, found = full.codec.decode, {}
+    said = conditions[:, : full.conditions.shape[1]]
+    near = [full.config.training_tasks[i] for i in nearest_conditions(said, full.conditions).tolist()]
+    for context, ridge in ridges.items():
+        made = {RIDGE: ridge.adapters(conditions), "mean": [decode(full.mean)]}
+        if stored:
+            made["nearest"] = [decode(stored[name]) for name in near]
+        if bench.recipe.train.origin_steps:
+            made["multi_task_lora"] = [decode(torch.zeros_like(full.mean))]
+        values = iter(accuracies(bench, task, [one for own in made.values() for one in own], context))
+        found[context] = {name: [next(values) for _ in own] for name, own in made.items()}
+    return found
 
 
 def joined(before: TaskScores, line: Line, wide: dict[str, Any]) -> TaskScores:
@@ -95,7 +121,7 @@ def joined(before: TaskScores, line: Line, wide: dict[str, Any]) -> TaskScores:
     accuracy = {}
     for context in CONTEXTS:
         more = {WIDE: [wide[before.task][context][WIDE]]} if wide else {}
-        new = {name: line[context][name] for name in (OURS, WRONG, RIDGE) if name in line[context]}
+        new = {name: line[context][name] for name in (OURS, WRONG, *AGAIN) if name in line[context]}
         accuracy[context] = before.accuracy[context] | more | new
     error = {name: value for name, value in before.error.items() if name not in line[CONTEXTS[0]]}
     return dataclasses.replace(
@@ -133,7 +159,7 @@ def rescored(
 ) -> dict[str, Any]:
     """The new result, as `ltdi evaluate` would write it but for what needs stored runs.
 
-    full: the generator before it was shrunk, whose ridge regression is scored too.
+    full: the generator before it was shrunk, whose rivals without training are scored too.
     """
     require_same_spec(bench.spec, generator.spec, "the generator")
     require_same_tasks(bench, generator, before)
@@ -153,18 +179,20 @@ def rescored(
 
     lines = kept("rescore", key, lambda task: scored(bench, generator, task, seeds, wrong[task.name]))
     if full is not None:
-        ridges = guided_ridges(full, bench)
+        ridges, stored = guided_ridges(full, bench), last_tokens(bench, full)
         trials[RIDGE] = {context: dataclasses.asdict(ridge.guidance) for context, ridge in ridges.items()}
-        key = hashed({"ridge": tensor_digest([full.centre]), "trials": trials[RIDGE], "seeds": seeds})
-        again = kept("ridge", key, lambda task: scored_ridge(bench, ridges, full, task, seeds))
+        key = hashed({"rivals": generator_digest(full), "trials": trials[RIDGE], "seeds": seeds})
+        own = kept("rivals", key, lambda task: scored_rivals(bench, ridges, stored, full, task, seeds))
         for name, line in lines.items():
-            lines[name] = {context: line[context] | again[name][context] for context in CONTEXTS}
+            lines[name] = {context: line[context] | own[name][context] for context in CONTEXTS}
+    again = [name for name in AGAIN if name in lines[old[0].task][CONTEXTS[0]]]
     start = generator.codec.start or bench.fresh
     cost = seconds_to_generate(generator, bench) | {"runs": fine_tunes(bench, start, old), "flops": {}}
     return {
         **header(bench, trials),
         "seeds": before["seeds"],
         "shrunk": generator.config.shrunk is not None,
+        "rivals_again": again,
         "before": {key: before[key] for key in ("recipe", "commit", "date", "machine")},
         "origin": origin_gap(old, lines),
         "cost": costs(cost, {}),
@@ -180,15 +208,15 @@ def page(found: dict[str, Any], arguments: argparse.Namespace) -> str:
     """The result as Markdown."""
     there, named = arguments.before.stem, ("before", "wide", "generator")
     options = [f"--{name} {getattr(arguments, name)}" for name in named if getattr(arguments, name)]
-    options += ["--ridge"] if arguments.ridge else []
-    also = f", and `{RIDGE}`, on this recipe's prompts," if arguments.ridge else ""
+    options += ["--rivals"] if arguments.rivals else []
+    also = "".join(f", `{name}`" for name in found["rivals_again"])
     gap = found["origin"]
     head = ("date", "machine", "commit", "base_model", "suite", "seeds", "trials", "shrunk")
     about = "\n".join(f"- {key.replace('_', ' ')}: {found[key]}" for key in head)
     return "\n".join(
         [
             f"# {found['recipe']}\n\n{about}\n",
-            f"Made by `python benchmarks/rescore.py {arguments.recipe} {' '.join(options)}`. `{OURS}` and "
+            f"Made by `python benchmarks/rescore.py {arguments.recipe} {' '.join(options)}`. `{OURS}`, "
             f"`{WRONG}`{also} were scored for it; the other lines are those of [{there}]({there}.md), same "
             f"tasks, examples and prompts. The origin, scored again, has {gap['now']:.3f} with the prompt in "
             f"context ({gap['then']:.3f} there; mean difference of a task {gap['task_difference']:.3f}).\n",
@@ -209,13 +237,13 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="a result of `ltdi evaluate`")
     parser.add_argument("--wide", type=Path, help="a result of wide_rival.py on the same tasks")
     parser.add_argument("--generator", type=Path, help="a folder; the recipe's own by default")
-    parser.add_argument("--ridge", action="store_true", help="score the ridge regression again too")
+    parser.add_argument("--rivals", action="store_true", help="rivals without training again too")
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
     known, overrides = parser.parse_known_args()
     recipe = load_recipe(known.recipe, overrides)
     generator = find_generator(known.generator or recipe.generator_folder)
     wide = read_json(known.wide)["per_task"] if known.wide else {}
-    full = find_generator(recipe.generator_folder) if known.ridge else None
+    full = find_generator(recipe.generator_folder) if known.rivals else None
     found = rescored(open_bench(recipe), generator, read_json(known.before), wide, full=full)
     text = page(found, known)
     replace_file(known.results / f"{recipe.name}.json", json_bytes(found))

@@ -104,9 +104,10 @@ def unstack_adapter(stacked: Stacked, index: int) -> Adapter:
 
 
 def unstacked(stacked: Stacked) -> Iterator[Adapter]:
-    """`unstack_adapter` of each."""
+    """`unstack_adapter` of each; what lies on an accelerator is fetched once a site."""
     count = next(iter(stacked.values()))[0].shape[0]
-    return (unstack_adapter(stacked, index) for index in range(count))
+    near = {site: (a.detach().cpu(), b.detach().cpu()) for site, (a, b) in stacked.items()}
+    return (unstack_adapter(near, index) for index in range(count))
 
 
 def low_rank(

@@ -86,9 +86,15 @@ class Bench:
         return self.recipe.folder / LOWER_FOLDER if self.recipe.collect.keep_lower else None
 
 
-def open_bench(recipe: Recipe, *, base: Base | None = None, device: torch.device | str = "cpu") -> Bench:
-    """Load suite and base model, and lay out the recipe's adapter on it. A given `base` is left as it is."""
+def open_bench(
+    recipe: Recipe, *, base: Base | None = None, device: torch.device | str | None = None
+) -> Bench:
+    """Load suite and base model, and lay out the recipe's adapter on it. A given `base` is left as it is.
+
+    device: of the base model; None is Accelerate's, the accelerator of this machine if it has one.
+    """
     suite = recipe_suite(recipe)
+    device = PartialState().device if device is None else device
     if base is None:
         about = recipe.base
         options = {"dtype": about.dtype, "load_in_4bit": about.load_in_4bit, "revision": about.revision}

@@ -42,7 +42,7 @@ class PromptEncoder:
     `minilm` is a sentence encoder of 23 M parameters (Hub, or the wheel), `minilm_words` the same with
     `hashed_words` beside it; `base` reads the middle layer of the base model itself (of an encoder-decoder's
     encoder), so that nothing more is downloaded. `examples`: the most that a training condition has of them;
-    0 reads prompts alone.
+    0 reads prompts alone. A sentence encoder runs on the device of `base`, else on the CPU.
     """
 
     def __init__(
@@ -53,7 +53,8 @@ class PromptEncoder:
         self.words = name == "minilm_words"
         if name == "minilm" or self.words:
             source = locate(MINILM, token=token)
-            self.model: PreTrainedModel = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+            model: PreTrainedModel = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+            self.model = model.to(base.model.device) if base else model  # type: ignore[arg-type]
             self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
             self.layer = -1
         elif name == "base":

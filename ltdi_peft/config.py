@@ -229,10 +229,19 @@ class TaskLossConfig:
     # Share of the examples with the task prompt in the model's context; None: as they lie, two of three. At 0
     # rows are a third as long, and what is learnt is for adapters that work without the prompt.
     prompt_in_context: float | None = None
+    # Steps of a second training from the first stage, without any prompt in context, whose network makes the
+    # adapters that work alone; `steps` may then be spent on those beside their prompt. 0: one network.
+    alone_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.prompt_in_context is not None:
             share("prompt_in_context", self.prompt_in_context)
+        at_least("alone_steps", self.alone_steps, 0)
+        if self.alone_steps and not self.steps:
+            raise ValueError(
+                f"train.task_loss.alone_steps is {self.alone_steps} without any task_loss.steps. Set both, "
+                f"or steps with prompt_in_context: 0 for one network."
+            )
 
 
 @dataclass(frozen=True)

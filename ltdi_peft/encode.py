@@ -254,10 +254,10 @@ class AdapterCodec:
             yield from unstacked(factors)
 
     def decode_batches(self, tokens: Float[Tensor, "batch site width"]) -> Iterator[Stacked]:
-        """`decode_factors` of up to `TOGETHER` at a time, for which a basis is read once; on the CPU."""
+        """`decode_factors` of up to `TOGETHER` at a time, for which a basis is read once; in float32."""
         if not tokens.isfinite().all():
             raise BrokenAdapterError("tokens to decode hold NaN or infinity; expected finite numbers.")
-        for part in tokens.detach().to(CPU, torch.float32).split(TOGETHER):
+        for part in tokens.detach().float().split(TOGETHER):
             with torch.no_grad():
                 yield self.decode_factors(part)
 

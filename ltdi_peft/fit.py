@@ -27,6 +27,7 @@ from ltdi_peft.score import summed
 from ltdi_peft.task import Example, Task
 
 PIECE_ROWS = 32  # rows a forward pass: enough for full speed on two cores, few enough to be of like length
+ACCELERATOR_ROWS = 256  # the same on an accelerator, which waits for launches and not for padding
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ def backward(
     ordered = [sorted(indices, key=lambda index: len(rows[index].ids)) for indices in own]
     tokens = torch.tensor([sum(len(rows[index].ids) - rows[index].answer for index in part) for part in own])
     total = torch.zeros(adapters, device=base.device)
-    step = max(1, PIECE_ROWS // adapters)
+    most = PIECE_ROWS if base.device.type == "cpu" else ACCELERATOR_ROWS
+    step = max(1, most // adapters)
     for first in range(0, each, step):
         piece = [index for part in ordered for index in part[first : first + step]]
         logits, target, row = base.answer_logits(

@@ -110,7 +110,7 @@ class Generator(nn.Module, ModelHubMixin):
             # Never kept: it would hold the model, and read through the adapters that it gets later.
             return PromptEncoder("base", base=base, examples=count)(prompts, examples)
         if self._encoder is None:
-            self._encoder = PromptEncoder(self.config.encoder, examples=count)
+            self._encoder = PromptEncoder(self.config.encoder, base=base, examples=count)
         return self._encoder(prompts, examples)
 
     def predicted_centre(

@@ -51,6 +51,7 @@ from ltdi_peft.store import Trajectory
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 REPORT_FILE = "training.json"
+POINTS = "checkpoints"  # folder of resume points
 
 T = TypeVar("T")
 
@@ -116,7 +117,7 @@ def train_in(
     encoded = prepared  # round trips and validation runs are counted from the shared start
     if recipe.train.origin and not recipe.train.origin_steps:
         prepared, report["origin"] = with_origin(bench, prepared, accelerator, progress=progress)
-    made = made_from(recipe, prepared)
+    made, parts = made_from(recipe, prepared), trainings(recipe, folder)
     if finished(folder, made):
         return load_generator(folder / "generator")
     report |= {"made_from": made, "ridge": prepared.centre.strength, "spread": prepared.centre.spread}
@@ -124,22 +125,19 @@ def train_in(
         found = told(accelerator, lambda: round_trip_gate(bench, encoded.codec, held_out))
         require_kept(found, gate, encoded.codec)
         report["gate"] = found.to_dict()
-    newest_point(folder / "checkpoints", made)  # what cannot go on is said before the origin takes long
+    require_resumable(parts, prepared)  # what cannot go on is said before the origin takes long
     if recipe.train.origin_steps:
         prepared, report["origin"] = with_origin(bench, prepared, accelerator, progress=progress)
-    session = Session(recipe, prepared, accelerator, bench)
-    resume(session, folder / "checkpoints")
     judged = [task.name for task in bench.suite.split("validation")]
     targets = validation_targets(recipe, encoded, held_out, judged)
     validation = validation_set(targets, encoder, bench) if targets else None
-    run_session(session, validation, folder / "checkpoints", progress=progress)
-    report |= {"losses": session.losses, "final_loss": session.losses[-1][1]}
-    report["stage_seconds"] = session.seconds
-    report |= validate(session, validation) if validation else {}
-    generator = build_generator(session, bench, guidance=1.0, encoder=encoder)
+    sessions = run_all(parts, prepared, accelerator, bench, validation, progress=progress)
+    generator, trained = joined(sessions, recipe, bench, encoder)
+    report |= trained
+    report |= validate(sessions[0], validation) if validation else {}
     if targets:
         two_stages = recipe.train.steps and recipe.train.task_loss.steps
-        first = first_stage(folder / "checkpoints") if two_stages else None
+        first = first_stage(folder / POINTS) if two_stages else None
         # Of all that can be scored: a run of its own, as the targets need, is not asked for here.
         scored = [name for name in judged if bench.suite[name].evaluation]
         report |= make_choices(generator, first, bench, scored, accelerator)
@@ -148,6 +146,64 @@ def train_in(
         publish(generator, report, folder)
     accelerator.wait_for_everyone()
     return generator
+
+
+def trainings(recipe: Recipe, folder: Path) -> dict[Path, Recipe]:
+    """Folder of resume points → what is trained there: the network, and one of its own for adapters alone.
+
+    Each is a recipe that could be trained by itself. The second repeats the first stage, which takes a small
+    part of the time and ends where it did before.
+    """
+    about, train = recipe.train.task_loss, recipe.train
+    own = replace(recipe, train=replace(train, task_loss=replace(about, alone_steps=0)))
+    if not about.alone_steps:
+        return {folder / POINTS: own}
+    without = replace(about, steps=about.alone_steps, alone_steps=0, prompt_in_context=0.0)
+    alone = replace(recipe, train=replace(train, task_loss=without))
+    return {folder / POINTS: own, folder / "alone" / POINTS: alone}
+
+
+def require_resumable(parts: dict[Path, Recipe], prepared: Prepared) -> None:
+    """ValueError where resume points are of other settings or runs."""
+    for points, part in parts.items():
+        newest_point(points, made_from(part, prepared))
+
+
+def run_all(
+    parts: dict[Path, Recipe],
+    prepared: Prepared,
+    accelerator: Accelerator,
+    bench: Bench,
+    validation: "Validation | None",
+    *,
+    progress: bool,
+) -> list[Session]:
+    """Train each part to its end, from its newest resume point on."""
+    sessions = []
+    for points, part in parts.items():
+        # An Accelerator saves and loads all that it ever prepared, so each part has its own.
+        own = make_accelerator(part) if sessions else accelerator
+        session = Session(part, prepared, own, bench)
+        resume(session, points)
+        run_session(session, validation, points, progress=progress)
+        sessions.append(session)
+    return sessions
+
+
+def joined(
+    sessions: Sequence[Session], recipe: Recipe, bench: Bench, encoder: PromptEncoder
+) -> tuple[Generator, dict[str, Any]]:
+    """The generator of what was trained, and how that went. Every process must call it."""
+    own = sessions[0]
+    report: dict[str, Any] = {"losses": own.losses, "final_loss": own.losses[-1][1]}
+    report["stage_seconds"] = own.seconds
+    generator = build_generator(own, bench, guidance=1.0, encoder=encoder)
+    generator.config = replace(generator.config, recipe=shown_recipe(recipe))
+    for alone in sessions[1:]:
+        report["alone_training"] = {"losses": alone.losses, "stage_seconds": alone.seconds}
+        generator.alone = copy.deepcopy(generator.denoiser)
+        generator.alone.load_state_dict(averaged_weights(alone))
+    return generator, report
 
 
 def recipe_encoder(bench: Bench) -> PromptEncoder:
@@ -171,11 +227,12 @@ def make_choices(
     """Choose how much of the second stage is kept, then the guidance, on tasks `names`; what was tried.
 
     `first`: the weights after the first stage, where there were two. Task loss pulls adapters that work
-    without the prompt in context further than those beside it, so both choices are then made for each.
+    without the prompt in context further than those beside it, so both choices are then made for each, with
+    a network of its own for those alone, if there is one.
     """
-    if first is None:
+    if first is None and generator.alone is None:
         return chosen(generator, None, bench, names, accelerator, context="prompt")
-    generator.alone = copy.deepcopy(generator.denoiser)
+    generator.alone = generator.alone or copy.deepcopy(generator.denoiser)
     own = generator.config
     generator.config = replace(
         own, alone={"guidance_scale": own.guidance_scale, "mean_share": own.mean_share}

@@ -73,7 +73,7 @@ def test_another_generator_changes_its_own_lines_alone(rescore, bench, generator
     assert found["trials"]["ours"] == {"scale": 0.0, "mean_share": 0.0}
 
 
-def test_ridge_is_the_regression_that_the_chain_starts_from(rescore, bench, generator, before):
+def test_rivals_without_training_are_scored_again(rescore, bench, generator, before):
     full = load_generator(bench.recipe.generator_folder)
     full.centre.zero_()  # tells nothing of any prompt
     found = rescore.rescored(bench, generator, before, {}, full=full, progress=False)
@@ -84,6 +84,11 @@ def test_ridge_is_the_regression_that_the_chain_starts_from(rescore, bench, gene
             assert len(now["ridge"]) > 1
             assert len(set(now["ridge"])) == 1
             assert now["ours"] == row["accuracy"][context]["ours"]
+            assert now["mean"] == row["accuracy"][context]["mean"]  # the codec keeps all of these runs
+            assert (
+                now["multi_task_lora"] == row["accuracy"][context]["multi_task_lora"]
+            )  # no origin of its own
+    assert found["rivals_again"] == ["ridge", "mean"]
 
 
 def test_other_tasks_are_refused(rescore, bench, generator, before):

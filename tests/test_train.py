@@ -284,6 +284,29 @@ def test_the_share_of_task_loss_is_chosen_on_validation_tasks(world, bench, copi
         torch.testing.assert_close(weight, seen["first"][key], rtol=0, atol=0)
 
 
+def test_adapters_alone_have_a_training_of_their_own(world, bench, copied, monkeypatch):
+    about = {"steps": 2, "tasks": 2, "examples": 2, "learning_rate": 0.05, "prompt_in_context": 1.0}
+    both = copied(train={"steps": 2, "task_loss": {**about, "alone_steps": 3}})
+    last = {"0.0": 0.1, "1.0": 0.2}
+    monkeypatch.setattr(room, "share_accuracies", lambda *_, context: last)
+    monkeypatch.setattr(room, "choose_guidance", lambda *_, context: GUIDED[context])
+    trained(both, bench)
+    generator = load_generator(both.generator_folder)
+    assert generator.config.recipe["train"]["task_loss"]["alone_steps"] == 3
+    report = json.loads((both.folder / "training.json").read_text())
+    assert [part[-1][0] for part in (report["losses"], report["alone_training"]["losses"])] == [4, 5]
+    got = [generator.denoiser.state_dict(), generator.purposed(prompt_in_context=False).denoiser.state_dict()]
+
+    # Each network is the one that a recipe of its own trains; what that left is gone on from.
+    shutil.rmtree(both.folder / "alone" / "checkpoints")
+    shutil.rmtree(both.folder / "checkpoints")
+    for found, own in zip(got, (about, {**about, "steps": 3, "prompt_in_context": 0.0}), strict=True):
+        trained(copied(train={"steps": 2, "task_loss": own}), bench)
+        for key, weight in load_generator(both.generator_folder).denoiser.state_dict().items():
+            torch.testing.assert_close(weight, found[key], rtol=0, atol=0)
+        shutil.rmtree(both.folder / "checkpoints")
+
+
 def test_one_stage_alone_has_no_share(bench, copied):
     about = {"steps": 2, "tasks": 2, "examples": 2, "weight_space": 0.0}
     recipe = copied(train={"steps": 0, "task_loss": about}, diffusion={"centre": "mean"})
