@@ -6,7 +6,7 @@ again, as tables of functions, in the rooms that make them; a test holds the two
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ltdi_peft.evaluate_config import EvaluateConfig as EvaluateConfig
@@ -242,6 +242,12 @@ class TaskLossConfig:
                 f"train.task_loss.alone_steps is {self.alone_steps} without any task_loss.steps. Set both, "
                 f"or steps with prompt_in_context: 0 for one network."
             )
+
+    def trainings(self) -> tuple["TaskLossConfig", ...]:
+        """The stage as the network is trained, and with `alone_steps` as that of adapters alone is."""
+        own = replace(self, alone_steps=0)
+        alone = replace(own, steps=self.alone_steps, prompt_in_context=0.0)
+        return (own, alone) if self.alone_steps else (own,)
 
 
 @dataclass(frozen=True)

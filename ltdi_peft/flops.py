@@ -43,11 +43,8 @@ def count_flops(generator: Generator, bench: Bench) -> dict[str, float]:
         "lower_layers_a_row": lower,
         "adapted_layers_a_row_and_step": upper,
         "collect": pools_rows(bench) * lower + fitted_rows(bench) * upper,
-        "train": training(generator.denoiser, recipe)
-        + recipe.train.task_loss.steps
-        * recipe.train.task_loss.tasks
-        * recipe.train.task_loss.examples
-        * upper
+        "train": len(recipe.train.task_loss.trainings()) * training(generator.denoiser, recipe)
+        + task_loss_rows(recipe) * upper
         + recipe.train.origin_steps * recipe.collect.multi_task.batch_size * upper,
         "generate": float(counted(lambda: generator.generate([prompt], base=bench.base))),
         "fine_tune_step": single.batch_size * (lower + passes(single) * upper),
@@ -86,8 +83,7 @@ def fitted_rows(bench: Bench) -> int:
 
 def task_loss_rows(recipe: Recipe) -> int:
     """Rows times steps of the second stage."""
-    about = recipe.train.task_loss
-    return about.steps * about.tasks * about.examples
+    return sum(about.steps * about.tasks * about.examples for about in recipe.train.task_loss.trainings())
 
 
 def training(denoiser: Denoiser, recipe: Recipe) -> float:

@@ -120,7 +120,8 @@ class Forecast:
         """Codec, conditions, gate, steps, guidance."""
         recipe, validation = self.shapes.recipe, len(self.shapes.tasks("validation"))
         gate = validation * self.scored(GATE_EXAMPLES, 4) if recipe.codec.gate > 0 else 0.0
-        steps = recipe.train.steps * self.speed.step + self.task_loss(recipe.train.task_loss)
+        trainings = recipe.train.task_loss.trainings()
+        steps = sum(recipe.train.steps * self.speed.step + self.task_loss(about) for about in trainings)
         guidance = self.guided(validation, self.generated)
         origin = self.multi_task("origin") if recipe.train.origin_steps else 0.0
         return self.codec(snapshots) + self.conditions() + gate + origin + steps + guidance

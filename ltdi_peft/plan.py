@@ -79,7 +79,7 @@ def steps(about: Shapes) -> dict[str, int]:
         "shared_start": recipe.collect.multi_task.steps if start else 0,
         "a_run": recipe.collect.single.steps,
         "all_runs": recipe.collect.single.steps * (about.training_runs + about.held_out_runs),
-        "generator": recipe.train.steps + recipe.train.task_loss.steps,
+        "generator": sum(recipe.train.steps + one.steps for one in recipe.train.task_loss.trainings()),
         "multi_task_lora": multi_task_steps(about),
     }
 
@@ -153,17 +153,28 @@ def file_bytes(about: Shapes) -> tuple[dict[str, int], DenoiserConfig, int]:
         "start": started,
         "codec": codec,
         "tokens": about.training_runs * recipe.diffusion.k * tokens * FLOAT,
-        "generator": codec + FLOAT * (weights + buffers),
-        # Of each resume point: weights, averaged weights, AdamW's two.
-        "checkpoints": min(KEPT, resume_points(recipe)) * 4 * FLOAT * weights,
+        "generator": codec + FLOAT * (networks(recipe) * weights + buffers),
+        # Of each resume point: weights, averaged weights, AdamW's two. And each training's first stage.
+        "checkpoints": (4 * resume_points(recipe) + first_stages(recipe)) * FLOAT * weights,
     }
     return {**files, "total": sum(files.values())}, network, bases
 
 
+def first_stages(recipe: Recipe) -> int:
+    """Networks that are kept as the first of two stages left them."""
+    two = recipe.train.steps and recipe.train.task_loss.steps
+    return len(recipe.train.task_loss.trainings()) if two else 0
+
+
+def networks(recipe: Recipe) -> int:
+    """Of the generator: one for adapters alone too, where task loss pulls the purposes apart."""
+    return 2 if first_stages(recipe) or recipe.train.task_loss.alone_steps else 1
+
+
 def resume_points(recipe: Recipe) -> int:
-    """How many a training writes, the last step included."""
-    total = recipe.train.steps + recipe.train.task_loss.steps
-    return -(-total // recipe.train.checkpoint_every)
+    """How many lie there after training, the last step's included."""
+    totals = [recipe.train.steps + one.steps for one in recipe.train.task_loss.trainings()]
+    return sum(min(KEPT, -(-total // recipe.train.checkpoint_every)) for total in totals)
 
 
 def codec_bases(about: Shapes) -> list[tuple[int, int]]:

@@ -154,13 +154,10 @@ def trainings(recipe: Recipe, folder: Path) -> dict[Path, Recipe]:
     Each is a recipe that could be trained by itself. The second repeats the first stage, which takes a small
     part of the time and ends where it did before.
     """
-    about, train = recipe.train.task_loss, recipe.train
-    own = replace(recipe, train=replace(train, task_loss=replace(about, alone_steps=0)))
-    if not about.alone_steps:
-        return {folder / POINTS: own}
-    without = replace(about, steps=about.alone_steps, alone_steps=0, prompt_in_context=0.0)
-    alone = replace(recipe, train=replace(train, task_loss=without))
-    return {folder / POINTS: own, folder / "alone" / POINTS: alone}
+    folders = (folder / POINTS, folder / "alone" / POINTS)
+    stages = recipe.train.task_loss.trainings()
+    parts = [replace(recipe, train=replace(recipe.train, task_loss=stage)) for stage in stages]
+    return dict(zip(folders, parts, strict=False))
 
 
 def require_resumable(parts: dict[Path, Recipe], prepared: Prepared) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from tiny_bench import link_runs
 from transformers import AutoConfig
 
 from ltdi_peft import plan as planning
@@ -18,6 +19,8 @@ from ltdi_peft.prepare import cache_file, training_trajectories
 from ltdi_peft.protocol import METHODS
 from ltdi_peft.shapes import SMOLLM2_SHAPE, shapes
 from ltdi_peft.speed import Line, Speed, line, measured
+from ltdi_peft.stages import FIRST_STAGE
+from ltdi_peft.train import train_generator
 
 ONE = Speed(
     True, Line(0.0, 1.0), Line(0.0, 1.0), Line(0.0, 1.0), 0.0, 1.0, 1e30, 1e30
@@ -47,6 +50,19 @@ def test_bytes_are_those_of_a_collected_and_trained_recipe(world):
     points = list((recipe.folder / "checkpoints").glob("step-*"))
     assert found["checkpoints"] == len(points) * 4 * 4 * weights  # weights, their average, AdamW's two
     assert found["total"] == sum(number for name, number in found.items() if name != "total")
+
+
+def test_a_second_network_is_counted(world, tmp_path):
+    about = {"steps": 1, "tasks": 2, "examples": 2, "alone_steps": 2}
+    recipe = world.changed(link_runs(world.recipe, tmp_path), train={"steps": 1, "task_loss": about})
+    assert plan(recipe)["steps"]["generator"] == 5
+    found, _, _ = file_bytes(shapes(recipe))
+    generator = train_generator(recipe, progress=False)
+    assert 0 <= bytes_of(recipe.generator_folder) - found["generator"] < 20000
+    weights = sum(p.numel() for p in generator.denoiser.parameters())
+    points, firsts = (len(list(tmp_path.rglob(name))) for name in ("step-*", FIRST_STAGE))
+    assert (points, firsts) == (2, 2)
+    assert found["checkpoints"] == (4 * points + firsts) * 4 * weights
 
 
 def test_bytes_follow_the_recipe(world, tmp_path):
