@@ -94,7 +94,7 @@ def open_bench(
     device: of the base model; None is Accelerate's, the accelerator of this machine if it has one.
     """
     suite = recipe_suite(recipe)
-    device = PartialState().device if device is None else device
+    device = device or PartialState().device or "cpu"
     if base is None:
         about = recipe.base
         options = {"dtype": about.dtype, "load_in_4bit": about.load_in_4bit, "revision": about.revision}
