@@ -8,9 +8,9 @@
 #   OUT=results TINY=1 DEVICE=cpu benchmarks/gpu.sh            a try on a CPU, a few minutes
 #
 # Resumable: a stage that ended well leaves $OUT/STAGE.done and is not run again; a failed one does not stop the
-# others, and the exit status is the number of failed ones. (`two_networks` goes on from its resume points.) PYTHON names the interpreter, GENERATOR a generator's
-# folder (runs/demo/generator), RECIPE one whose runs are collected (recipes/demo.yaml), START the adapter that the
-# runs of `many` begin with (default: a fresh one).
+# others, and the exit status is the number of failed ones. (`two_networks` goes on from its resume points.)
+# PYTHON names the interpreter, GENERATOR a generator's folder (runs/demo/generator), RECIPE one whose runs are
+# collected (recipes/demo.yaml), START the adapter that the runs of `many` begin with (default: a fresh one).
 set -u
 cd "$(dirname "$0")/.."
 : "${OUT:?names the folder that results go to}" "${PYTHON:=python}" "${DEVICE:=cuda}" "${TINY:=}"
@@ -29,7 +29,8 @@ else
     scale=(--suite.validation=40 --collect.rows=96 --collect.multi_task.batch_size=64 --train.origin_steps=2500
         --train.validate_every=1000 --train.checkpoint_every=500 --train.task_loss.steps=2000
         --train.task_loss.alone_steps=2000 --train.task_loss.tasks=32 --train.task_loss.examples=8)
-    many=(--tasks 16 --collect.together=16) batches=(1 32 100) widths=(16 64 128) training=(--steps 100 --compile) store=(--gigabytes 20) recorder=()
+    many=(--tasks 16 --collect.together=16) batches=(1 32 100) widths=(16 64 128) training=(--steps 100 --compile)
+    store=(--gigabytes 20) recorder=()
 fi
 
 bench() { # name, script, its options

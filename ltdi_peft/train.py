@@ -198,9 +198,18 @@ def joined(
     generator.config = replace(generator.config, recipe=shown_recipe(recipe))
     for alone in sessions[1:]:
         report["alone_training"] = {"losses": alone.losses, "stage_seconds": alone.seconds}
-        generator.alone = copy.deepcopy(generator.denoiser)
-        generator.alone.load_state_dict(averaged_weights(alone))
+        add_alone(generator, averaged_weights(alone))
     return generator, report
+
+
+def add_alone(generator: Generator, weights: Weights) -> None:
+    """A second network, with these weights and guided as the first is, for adapters that work alone."""
+    own = generator.config
+    generator.alone = copy.deepcopy(generator.denoiser)
+    generator.alone.load_state_dict(weights)
+    generator.config = replace(
+        own, alone={"guidance_scale": own.guidance_scale, "mean_share": own.mean_share}
+    )
 
 
 def recipe_encoder(bench: Bench) -> PromptEncoder:
@@ -227,13 +236,10 @@ def make_choices(
     without the prompt in context further than those beside it, so both choices are then made for each, with
     a network of its own for those alone, if there is one.
     """
-    if first is None and generator.alone is None:
-        return chosen(generator, None, bench, names, accelerator, context="prompt")
-    generator.alone = generator.alone or copy.deepcopy(generator.denoiser)
-    own = generator.config
-    generator.config = replace(
-        own, alone={"guidance_scale": own.guidance_scale, "mean_share": own.mean_share}
-    )
+    if generator.alone is None:
+        if first is None:
+            return chosen(generator, None, bench, names, accelerator, context="prompt")
+        add_alone(generator, generator.denoiser.state_dict())
     twin = generator.purposed(prompt_in_context=False)
     tried = {"alone": chosen(twin, first, bench, names, accelerator, context="no_prompt")}
     found = {key: vars(twin.config)[key] for key in ("guidance_scale", "mean_share")}

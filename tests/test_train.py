@@ -307,6 +307,15 @@ def test_adapters_alone_have_a_training_of_their_own(world, bench, copied, monke
         shutil.rmtree(both.folder / "checkpoints")
 
 
+def test_a_network_for_adapters_alone_is_kept_without_validation_runs(bench, copied):
+    about = {"steps": 1, "tasks": 2, "examples": 2, "alone_steps": 2}
+    recipe = copied(train={"steps": 1, "task_loss": about})
+    shutil.rmtree(recipe.folder / "held_out")
+    trained(recipe, bench)
+    generator = load_generator(recipe.generator_folder)
+    assert generator.purposed(prompt_in_context=False) is not generator
+
+
 def test_one_stage_alone_has_no_share(bench, copied):
     about = {"steps": 2, "tasks": 2, "examples": 2, "weight_space": 0.0}
     recipe = copied(train={"steps": 0, "task_loss": about}, diffusion={"centre": "mean"})
