@@ -1,11 +1,13 @@
-"""Several processes on a CPU, which Accelerate's launcher starts only in part.
+"""Processes and threads on a CPU, of which Accelerate's launcher starts only a part.
 
 In: the environment of a launched program.  Out: whether to compute on the CPU, and how many were asked for.
 Idea: `accelerate launch --cpu --num_processes 2` leaves several processes to mpirun and, without that, starts
 one and says nothing. Training would go on with half of what was asked for; so the program starts them itself.
+And a program that it starts alone gets one thread unless it is told that it is on a CPU.
 Source: huggingface/accelerate issue 2741; read and tried in accelerate 1.15.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -42,6 +44,31 @@ def asked_processes() -> int:
 
 def processes_in(command: Sequence[str]) -> int:
     """The number of processes in the command line of `accelerate launch`; 1 for another command."""
+    known = launch_arguments(command)
+    if known is None:
+        return 1
+    if known.num_processes is None and known.config_file is not None:
+        config = cast(ClusterConfig, load_config_from_file(known.config_file))
+        return int(config.num_processes)
+    return int(known.num_processes or 1)
+
+
+def use_all_cores() -> None:
+    """Give PyTorch every core, in a program that `accelerate launch` started alone on a CPU.
+
+    The launcher sets OMP_NUM_THREADS to 1 there. Left as it is where somebody said how many threads, or where
+    several processes share the cores.
+    """
+    parent = psutil.Process().parent()
+    if parent is None or not on_cpu() or any(name in os.environ for name in STARTED):
+        return
+    known = launch_arguments(parent.cmdline())
+    if known and known.num_cpu_threads_per_process is None and "OMP_NUM_THREADS" not in parent.environ():
+        torch.set_num_threads(psutil.cpu_count(logical=False) or 1)
+
+
+def launch_arguments(command: Sequence[str]) -> argparse.Namespace | None:
+    """What the command line of `accelerate launch` says; None for another command."""
     words = [os.path.basename(word) for word in command]
     for index, word in enumerate(words):
         if word in ("accelerate-launch", "accelerate.commands.launch") or words[index : index + 2] == [
@@ -49,12 +76,8 @@ def processes_in(command: Sequence[str]) -> int:
             "launch",
         ]:
             first = index + 1 + (word == "accelerate")
-            known = launch_command_parser().parse_args(list(command[first:]))
-            if known.num_processes is None and known.config_file is not None:
-                config = cast(ClusterConfig, load_config_from_file(known.config_file))
-                return int(config.num_processes)
-            return int(known.num_processes or 1)
-    return 1
+            return launch_command_parser().parse_args(list(command[first:]))
+    return None
 
 
 def start_all(count: int, program: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ import sys
 from accelerate import PartialState
 
 from ltdi_peft.base import keep_freed_memory
-from ltdi_peft.launch import asked_processes, start_all
+from ltdi_peft.launch import asked_processes, start_all, use_all_cores
 from ltdi_peft.quiet import drop_kernel_notice
 
 
@@ -20,6 +20,7 @@ def main(arguments: list[str]) -> int:
     if (count := asked_processes()) > 1:
         print(f"accelerate launch --cpu started one of {count} processes; starting all of them by torchrun")
         return start_all(count, [__file__, *arguments])
+    use_all_cores()
     drop_kernel_notice()
     from ltdi_peft.train import train_generator
 

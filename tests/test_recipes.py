@@ -1,9 +1,13 @@
 """Every recipe loads; Accelerate's files parse, and those that a CPU can run are launched: equal work."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
@@ -134,6 +138,25 @@ def test_a_launched_program_says_in_one_line_what_is_wrong(world, tmp_path):
 )
 def test_processes_in_a_command_line(command, count):
     assert processes_in(command.split()) == count
+
+
+THREADS = "from ltdi_peft.launch import use_all_cores as a; import torch; a(); print(torch.get_num_threads())"
+
+
+@pytest.mark.slow
+def test_one_process_has_every_core_unless_told_otherwise(tmp_path):
+    script = tmp_path / "threads.py"
+    script.write_text(THREADS)
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+
+    def threads(*flags, **variables):
+        command = [*map(str, (sys.executable, *LAUNCH, *flags, script))]
+        about = {"capture_output": True, "text": True, "check": True, "env": {**environment, **variables}}
+        return int(subprocess.run(command, **about).stdout.split()[-1])
+
+    assert threads() == psutil.cpu_count(logical=False)
+    assert threads("--num_cpu_threads_per_process", 1) == 1
+    assert threads(OMP_NUM_THREADS="1") == 1
 
 
 def test_nothing_is_asked_for_outside_the_launcher(monkeypatch):
