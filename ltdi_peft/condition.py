@@ -6,17 +6,20 @@ a prompt means; which words it has in common with the training prompts says more
 same parts (measured: docs/log.md), so the two can stand side by side.
 Examples say by their answers what wordings leave open. Their part is a mean, so their order says nothing; it
 is zero where there are none, and beside it the prompt weighs less, so one linear map can tell both cases.
+A sentence encoder may be tuned on the training tasks (tuning.py); examples are then read as before.
 Source: all-MiniLM-L6-v2 pools by the mean over tokens and normalises (sentence-transformers' model card);
 signed feature hashing, arXiv:0902.2206.
 """
 
+import copy
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional
 from transformers import (
     AutoModel,
@@ -28,6 +31,7 @@ from transformers import (
 
 from ltdi_peft.base import MINILM, Base, locate
 from ltdi_peft.config import ENCODERS
+from ltdi_peft.spec import Adapter, delta_w
 from ltdi_peft.task import Example
 
 BATCH = 64  # prompts a forward pass
@@ -42,11 +46,18 @@ class PromptEncoder:
     `minilm` is a sentence encoder of 23 M parameters (Hub, or the wheel), `minilm_words` the same with
     `hashed_words` beside it; `base` reads the middle layer of the base model itself (of an encoder-decoder's
     encoder), so that nothing more is downloaded. `examples`: the most that a training condition has of them;
-    0 reads prompts alone. A sentence encoder runs on the device of `base`, else on the CPU.
+    0 reads prompts alone. `tuning`: what is added to a sentence encoder's weights, site for site. A sentence
+    encoder runs on the device of `base`, else on the CPU.
     """
 
     def __init__(
-        self, name: str, *, base: Base | None = None, token: str | None = None, examples: int = 0
+        self,
+        name: str,
+        *,
+        base: Base | None = None,
+        token: str | None = None,
+        examples: int = 0,
+        tuning: Adapter | None = None,
     ) -> None:
         self.name = name
         self.examples = examples
@@ -66,6 +77,10 @@ class PromptEncoder:
             self.layer = base.model.config.num_hidden_layers // 2
         else:
             raise ValueError(f"condition.encoder is {name!r}; known encoders are {sorted(ENCODERS)}.")
+        self.plain = copy.deepcopy(self.model) if tuning and examples else self.model
+        with torch.no_grad():
+            for site, weight in added(self.model, tuning or {}).items():
+                self.model.get_parameter(site).copy_(weight)
         hidden = int(self.model.config.hidden_size)
         self.prompt_width = hidden + (WORDS if self.words else 0)
         self.evidence_width = hidden + WORDS if examples else 0
@@ -87,9 +102,7 @@ class PromptEncoder:
                 "these conditions are of prompts alone; a recipe with condition.examples above 0 trains a "
                 "generator that reads examples."
             )
-        said = self._pooled(prompts)
-        if self.words:  # both are unit vectors, so each has half a say
-            said = functional.normalize(torch.cat([said, hashed_words(prompts)], 1), dim=-1)
+        said = self.said(prompts)
         if not self.examples:
             return said
         shown = torch.zeros(len(prompts), self.evidence_width)
@@ -97,32 +110,57 @@ class PromptEncoder:
             shown, said = self.evidence(examples), PROMPT_WEIGHT * said
         return functional.normalize(torch.cat([said, shown], 1), dim=-1)
 
+    def said(
+        self, prompts: Sequence[str], weights: Mapping[str, Tensor] | None = None
+    ) -> Float[Tensor, "prompt said"]:
+        """Unit vectors of prompts alone, on the CPU; differentiable in `weights`, put in place of its own."""
+        pooled = self._pooled(self.model, prompts, weights)
+        if not self.words:
+            return pooled
+        # Both are unit vectors, so each has half a say.
+        return functional.normalize(torch.cat([pooled, hashed_words(prompts)], 1), dim=-1)
+
     def evidence(self, examples: Sequence[Sequence[Example]]) -> Float[Tensor, "task evidence"]:
         """Unit vectors of what examples show: what they are about, and the words of their answers."""
         texts = list(dict.fromkeys(f"{e.input} -> {e.answer}" for own in examples for e in own))
         places = {text: place for place, text in enumerate(texts)}
-        meaning, rows = self._pooled(texts), []
+        meaning, rows = self._pooled(self.plain, texts), []
         for own in examples:
             about = meaning[[places[f"{e.input} -> {e.answer}"] for e in own]].mean(0)
             form = hashed_words([e.answer for e in own]).mean(0)
             rows.append(torch.cat([functional.normalize(part, dim=-1) for part in (about, form)]))
         return functional.normalize(torch.stack(rows), dim=-1)
 
-    def _pooled(self, texts: Sequence[str]) -> Float[Tensor, "text hidden"]:
-        batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-        return torch.cat([self._pooled_batch(list(batch)) for batch in batches])
+    def _pooled(
+        self, model: PreTrainedModel, texts: Sequence[str], weights: Mapping[str, Tensor] | None = None
+    ) -> Float[Tensor, "text hidden"]:
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # so that little is padding
+        batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+        parts = [self._pooled_batch(model, [texts[i] for i in batch], weights or {}) for batch in batches]
+        return torch.cat(parts)[torch.tensor(order).argsort()]
 
-    def _pooled_batch(self, prompts: list[str]) -> Float[Tensor, "prompt hidden"]:
-        ids, mask = (tensor.to(self.model.device) for tensor in padded(self.tokenizer, prompts))
-        most = longest_text(self.model.config)
+    def _pooled_batch(
+        self, model: PreTrainedModel, prompts: list[str], weights: Mapping[str, Tensor]
+    ) -> Float[Tensor, "prompt hidden"]:
+        ids, mask = (tensor.to(model.device) for tensor in padded(self.tokenizer, prompts))
+        most = longest_text(model.config)
         if most is not None and ids.shape[1] > most:
             raise ValueError(
                 f"a prompt has {ids.shape[1]} tokens, encoder {self.name!r} reads at most {most}: shorten it."
             )
-        out = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        asked = {"input_ids": ids, "attention_mask": mask, "output_hidden_states": True}
+        out = functional_call(model, dict(weights), (), asked) if weights else model(**asked)
         hidden = out.hidden_states[self.layer].float()
         pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return functional.normalize(pooled, dim=-1).cpu()
+
+
+def added(model: PreTrainedModel, tuning: Adapter) -> dict[str, Tensor]:
+    """Weights of the model's linear layers at these sites with B A added; differentiable in both."""
+    weights = {site: model.get_parameter(f"{site}.weight") for site in tuning}
+    return {
+        f"{site}.weight": weight + delta_w(*tuning[site], 1.0).to(weight) for site, weight in weights.items()
+    }
 
 
 def hashed_words(prompts: Sequence[str]) -> Float[Tensor, "prompt word"]:

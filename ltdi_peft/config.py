@@ -147,6 +147,24 @@ class CodecConfig:
 
 
 @dataclass(frozen=True)
+class TuningConfig:
+    """The sentence encoder, tuned on the training tasks' prompts (tuning.py). steps = 0: as it is."""
+
+    steps: int = 0
+    layers: int = 3  # its last ones
+    rank: int = 8
+    tasks: int = 256  # a step, a wording of each
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        at_least("steps", self.steps, 0)
+        for key in ("layers", "rank"):
+            at_least(key, vars(self)[key], 1)
+        at_least("tasks", self.tasks, 3)  # one is predicted from the others
+        positive("learning_rate", self.learning_rate)
+
+
+@dataclass(frozen=True)
 class ConditionConfig:
     """Prompt → condition."""
 
@@ -156,10 +174,16 @@ class ConditionConfig:
     # Every prompt is read twice in training, the second time beside 1 to so many of the task's examples, so
     # that the generator reads either; 0: prompts alone.
     examples: int = 0
+    tuning: TuningConfig = TuningConfig()
 
     def __post_init__(self) -> None:
         one_of("encoder", self.encoder, ENCODERS)
         at_least("examples", self.examples, 0)
+        if self.tuning.steps and self.encoder == "base":
+            raise ValueError(
+                "condition.tuning tunes a sentence encoder, but condition.encoder is 'base', which is the "
+                "frozen base model. Use minilm or minilm_words, or set condition.tuning.steps: 0."
+            )
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.collect import HELD_OUT, Bench
+from ltdi_peft.condition import PromptEncoder, added
 from ltdi_peft.config import FitConfig, Recipe
 from ltdi_peft.denoiser import Denoiser
 from ltdi_peft.fit import Pool, backward, make_pool
 from ltdi_peft.generator import Generator
+from ltdi_peft.tuning import fresh_factors
 
 
 def counted(work: Callable[[], object]) -> int:
@@ -44,6 +46,7 @@ def count_flops(generator: Generator, bench: Bench) -> dict[str, float]:
         "adapted_layers_a_row_and_step": upper,
         "collect": pools_rows(bench) * lower + fitted_rows(bench) * upper,
         "train": len(recipe.train.task_loss.trainings()) * training(generator.denoiser, recipe)
+        + tuning(recipe, prompt)
         + task_loss_rows(recipe) * upper
         + recipe.train.origin_steps * recipe.collect.multi_task.batch_size * upper,
         "generate": float(counted(lambda: generator.generate([prompt], base=bench.base))),
@@ -84,6 +87,21 @@ def fitted_rows(bench: Bench) -> int:
 def task_loss_rows(recipe: Recipe) -> int:
     """Rows times steps of the second stage."""
     return sum(about.steps * about.tasks * about.examples for about in recipe.train.task_loss.trainings())
+
+
+def tuning(recipe: Recipe, prompt: str) -> float:
+    """Of the sentence encoder: forward, and back through what is tuned, for every prompt of every step."""
+    config = recipe.condition.tuning
+    if not config.steps:
+        return 0.0
+    encoder = PromptEncoder(recipe.condition.encoder)
+    factors = fresh_factors(encoder, config, recipe.seed)
+    for factor in (factor for pair in factors.values() for factor in pair):
+        factor.requires_grad_(True)
+    encoder.model.requires_grad_(False)
+    said = [prompt] * config.tasks
+    step = counted(lambda: encoder.said(said, added(encoder.model, factors)).sum().backward())
+    return float(config.steps * step)
 
 
 def training(denoiser: Denoiser, recipe: Recipe) -> float:

@@ -29,7 +29,8 @@ PARALLEL = 0.82
 LOADING = 6.0  # seconds to load the base model and what goes with it; 540 MB of float32 here
 FILE_RATE = 3e8  # bytes a second of many small files, written or read, checked for NaN on the way
 MEMORY_RATE = 1e10  # bytes a second that a product with one vector reads, on one core
-ENCODER_FLOP = 2 * 10.6e6  # MiniLM a token: its six layers without the embeddings
+ENCODER_LAYERS = 6  # of MiniLM
+ENCODER_FLOP = 2 * 10.6e6  # MiniLM a token: its layers without the embeddings
 SITE_SECONDS = 2e-4  # one site of one adapter into the codec's coordinates, beside the products
 GATE_EXAMPLES = 48  # prepare.round_trip_gate
 
@@ -92,6 +93,13 @@ class Forecast:
             return self.speed.lower.seconds(tokens, self.shapes.layers)
         return tokens * ENCODER_FLOP / self.speed.float32
 
+    def tuning(self) -> float:
+        """Seconds to tune the sentence encoder: through all of it, and twice back through its last layers."""
+        about = self.shapes.recipe.condition.tuning
+        prompts = about.steps * min(about.tasks, len(self.shapes.tasks("train")))
+        passes = 1 + 2 * min(about.layers, ENCODER_LAYERS) / ENCODER_LAYERS
+        return prompts * self.shapes.prompt_tokens * passes * ENCODER_FLOP / self.speed.float32
+
     def codec(self, snapshots: int) -> float:
         """Seconds to fit the codec on so many snapshots and to encode the local targets."""
         sites, recipe = self.shapes.spec.sites, self.shapes.recipe
@@ -117,14 +125,15 @@ class Forecast:
         return self.lower(rows) + start + runs + snapshot_bytes / FILE_RATE
 
     def train(self, snapshots: int) -> float:
-        """Codec, conditions, gate, steps, guidance."""
+        """Codec, encoder and conditions, gate, steps, guidance."""
         recipe, validation = self.shapes.recipe, len(self.shapes.tasks("validation"))
         gate = validation * self.scored(GATE_EXAMPLES, 4) if recipe.codec.gate > 0 else 0.0
         trainings = recipe.train.task_loss.trainings()
         steps = sum(recipe.train.steps * self.speed.step + self.task_loss(about) for about in trainings)
         guidance = self.guided(validation, self.generated)
         origin = self.multi_task("origin") if recipe.train.origin_steps else 0.0
-        return self.codec(snapshots) + self.conditions() + gate + origin + steps + guidance
+        read = self.tuning() + self.conditions()
+        return self.codec(snapshots) + read + gate + origin + steps + guidance
 
     def task_loss(self, about: TaskLossConfig) -> float:
         """The second stage."""

@@ -3,8 +3,8 @@
 In: task prompts.  Out: `GeneratedAdapter`s (spec and weights; no base model is needed to make them).
 Idea: adapter = decode( centre(condition) + spread · chain(noise, condition) ). A denoiser that learned
 nothing leaves the centre; a centre without information leaves the mean training adapter.
-One folder: config.json, model.safetensors, codec.safetensors, README.md, and evaluation.json once it was
-evaluated; nothing in it is a pickle.
+One folder: config.json, model.safetensors, codec.safetensors, README.md, encoder.safetensors where the
+encoder was tuned, and evaluation.json once it was evaluated; nothing in it is a pickle.
 """
 
 import copy
@@ -40,9 +40,10 @@ from ltdi_peft.int8 import packed, unpacked
 from ltdi_peft.provenance import Provenance
 from ltdi_peft.spec import delta_norms
 from ltdi_peft.task import Example
-from ltdi_peft.trajectory import json_bytes, read_json, replace_file
+from ltdi_peft.trajectory import flat, json_bytes, paired, read_json, replace_file
 
 WEIGHTS_FILE, CODEC_FILE, CONFIG_FILE = "model.safetensors", "codec.safetensors", "config.json"
+ENCODER_FILE = "encoder.safetensors"  # what tuning added to the encoder's weights
 EVALUATION_FILE = "evaluation.json"  # what `evaluate` found, as `cards.scores_of` keeps it
 BUFFERS = ("centre", "mean", "spread", "conditions")
 
@@ -65,10 +66,12 @@ class Generator(nn.Module, ModelHubMixin):
         spread: Tensor,
         conditions: Tensor,
         encoder: PromptEncoder | None = None,
+        tuning: Adapter | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.codec = codec
+        self.tuning = tuning
         self.denoiser = Denoiser(DenoiserConfig(**config.denoiser))
         # Of adapters that work without the task prompt in context, where a network was chosen for them.
         self.alone = Denoiser(DenoiserConfig(**config.denoiser)) if config.alone else None
@@ -110,7 +113,8 @@ class Generator(nn.Module, ModelHubMixin):
             # Never kept: it would hold the model, and read through the adapters that it gets later.
             return PromptEncoder("base", base=base, examples=count)(prompts, examples)
         if self._encoder is None:
-            self._encoder = PromptEncoder(self.config.encoder, base=base, examples=count)
+            about = {"base": base, "examples": count, "tuning": self.tuning}
+            self._encoder = PromptEncoder(self.config.encoder, **about)
         return self._encoder(prompts, examples)
 
     def predicted_centre(
@@ -250,6 +254,8 @@ class Generator(nn.Module, ModelHubMixin):
         weights = {key: weight.detach().to("cpu", torch.float32).contiguous() for key, weight in state}
         replace_file(folder / WEIGHTS_FILE, save(packed(weights) if self.config.shrunk else weights))
         self.codec.save(folder / CODEC_FILE)
+        if self.tuning is not None:
+            replace_file(folder / ENCODER_FILE, save(flat(self.tuning)))
         if self.scores is not None:
             replace_file(folder / EVALUATION_FILE, json_bytes(self.scores))
         # Last: a folder with a configuration is whole.
@@ -313,17 +319,16 @@ class Generator(nn.Module, ModelHubMixin):
 
 def load_generator(folder: Path) -> Generator:
     """Read a generator's folder. FileNotFoundError or ValueError names a missing, damaged or newer file."""
-    for name in (CONFIG_FILE, WEIGHTS_FILE, CODEC_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder} is no generator: {name} is missing. Train one with `ltdi train RECIPE`."
-            )
+    require_file(folder, CONFIG_FILE)
     config = GeneratorConfig.from_dict(read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    for name in (WEIGHTS_FILE, CODEC_FILE, *((ENCODER_FILE,) if config.tuned else ())):
+        require_file(folder, name)
     codec = AdapterCodec.load(folder / CODEC_FILE)
     try:
         weights = unpacked(load_file(folder / WEIGHTS_FILE))
         buffers = {name: weights.pop(name) for name in BUFFERS}
-        generator = Generator(config, codec, **buffers)  # pyright: ignore[reportArgumentType]  # BUFFERS are its names
+        tuning = paired(load_file(folder / ENCODER_FILE)) if config.tuned else None
+        generator = Generator(config, codec, tuning=tuning, **buffers)  # pyright: ignore[reportArgumentType]  # BUFFERS are its names
         generator.load_state_dict({**weights, **buffers})
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise ValueError(
@@ -333,6 +338,14 @@ def load_generator(folder: Path) -> Generator:
     generator.name = folder.resolve().name
     generator.scores = read_json(folder / EVALUATION_FILE) if (folder / EVALUATION_FILE).is_file() else None
     return generator.eval()
+
+
+def require_file(folder: Path, name: str) -> None:
+    """FileNotFoundError where a generator's folder lacks this file."""
+    if not (folder / name).is_file():
+        raise FileNotFoundError(
+            f"{folder} is no generator: {name} is missing. Train one with `ltdi train RECIPE`."
+        )
 
 
 def nearest_conditions(

@@ -38,6 +38,7 @@ class GeneratorConfig:
     recipe: dict[str, Any]
     format_version: int = FORMAT_VERSION
     condition_examples: int = 0  # the most examples that a training condition had; 0: it reads prompts alone
+    tuned: bool = False  # whether the encoder was tuned: encoder.safetensors
     # guidance_scale and mean_share of adapters that work without the prompt in context; None: as the others
     alone: dict[str, float] | None = None
     shrunk: dict[str, Any] | None = None  # from which width, and the error; matrices are then int8
@@ -116,6 +117,10 @@ It has a network of its own for adapters that work without the task prompt in th
 `generate_adapter(…, prompt_in_context=False)`, guidance scale {guidance_scale:g}.
 """
 
+TUNED = """
+The encoder's last layers were tuned on the prompts of its training tasks (`encoder.safetensors`).
+"""
+
 READS = """
 It reads examples of the task beside the prompt: `generate_adapter(…, examples=[(input, answer), …])`; trained
 with 1 to {count} of them.
@@ -154,6 +159,7 @@ def card_text(
         more="".join(
             [
                 ALONE.format(**config.alone) if config.alone else "",
+                TUNED if config.tuned else "",
                 READS.format(count=config.condition_examples) if config.condition_examples else "",
                 SHRUNK.format(**config.shrunk) if config.shrunk else "",
             ]

@@ -27,7 +27,7 @@ from ltdi_peft.store import DTYPES as STORED
 from ltdi_peft.task import SPLITS
 from ltdi_peft.trajectory import FINISHED, FORMAT_VERSION, json_bytes, snapshot_header, task_table
 
-MINILM_WIDTH = 384
+MINILM_WIDTH, MINILM_MLP = 384, 1536
 FLOAT = 4  # bytes of a float32
 
 # Memory, from memory.json of runs/demo and runs/smollm2_builtin (2.6, 2.5 and 4.7 GB; 5.3, 3.1 and 6.6 GB):
@@ -79,6 +79,7 @@ def steps(about: Shapes) -> dict[str, int]:
         "shared_start": recipe.collect.multi_task.steps if start else 0,
         "a_run": recipe.collect.single.steps,
         "all_runs": recipe.collect.single.steps * (about.training_runs + about.held_out_runs),
+        "encoder": recipe.condition.tuning.steps,
         "generator": sum(recipe.train.steps + one.steps for one in recipe.train.task_loss.trainings()),
         "multi_task_lora": multi_task_steps(about),
     }
@@ -153,11 +154,18 @@ def file_bytes(about: Shapes) -> tuple[dict[str, int], DenoiserConfig, int]:
         "start": started,
         "codec": codec,
         "tokens": about.training_runs * recipe.diffusion.k * tokens * FLOAT,
-        "generator": codec + FLOAT * (networks(recipe) * weights + buffers),
+        "generator": codec + FLOAT * (networks(recipe) * weights + buffers + tuned_numbers(recipe)),
         # Of each resume point: weights, averaged weights, AdamW's two. And each training's first stage.
         "checkpoints": (4 * resume_points(recipe) + first_stages(recipe)) * FLOAT * weights,
     }
     return {**files, "total": sum(files.values())}, network, bases
+
+
+def tuned_numbers(recipe: Recipe) -> int:
+    """Of what tuning adds to the sentence encoder: A and B of four square layers and two of an MLP each."""
+    about = recipe.condition.tuning
+    each = 4 * 2 * MINILM_WIDTH + 2 * (MINILM_WIDTH + MINILM_MLP)
+    return about.layers * about.rank * each if about.steps else 0
 
 
 def first_stages(recipe: Recipe) -> int:

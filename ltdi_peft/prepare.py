@@ -270,14 +270,17 @@ def least_and_largest(norms: Sequence[dict[str, float]]) -> dict[str, tuple[floa
 
 def prepare(recipe: Recipe, encoder: PromptEncoder, suite: TaskSuite, *, progress: bool = False) -> Prepared:
     """Codec, tokens, conditions and centre of the training runs, from the store or from `train.encoded`."""
-    task_names = [task.name for task in suite.split("train")]
-    if recipe.train.encoded:
-        encoded = recipe_encoded(recipe, task_names)
-    else:
-        runs = training_trajectories(recipe, task_names)
-        encoded = encoded_runs(recipe, runs, progress=progress)
+    encoded = encoded_of(recipe, suite, progress=progress)
     data = training_set(encoded, encoder, suite, progress=progress)
     return Prepared(encoded.codec, data, fit_centre(data, recipe.diffusion), encoded.norm_range)
+
+
+def encoded_of(recipe: Recipe, suite: TaskSuite, *, progress: bool = False) -> Encoded:
+    """The training runs encoded: as `train.encoded` holds them, or from the store."""
+    names = [task.name for task in suite.split("train")]
+    if recipe.train.encoded:
+        return recipe_encoded(recipe, names)
+    return encoded_runs(recipe, training_trajectories(recipe, names), progress=progress)
 
 
 class GateError(ValueError):

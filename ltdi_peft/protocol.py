@@ -40,6 +40,7 @@ from ltdi_peft.store import Trajectory
 from ltdi_peft.summary import CONTEXTS, UNSEEN, TaskScores
 from ltdi_peft.t2l import FOLDERS, T2LRival
 from ltdi_peft.task import Task, TaskSuite
+from ltdi_peft.trajectory import flat
 from ltdi_peft.variants import VARIANTS
 
 VERSION = 2  # of what a cached score means
@@ -239,7 +240,12 @@ def generator_digest(generator: Generator) -> str:
     """16 hex digits of weights, codec and how adapters are drawn."""
     config = {key: value for key, value in asdict(generator.config).items() if key != "recipe"}
     weights = tensor_digest(
-        [*generator.state_dict().values(), generator.codec.scale, generator.codec.energy_kept]
+        [
+            *generator.state_dict().values(),
+            generator.codec.scale,
+            generator.codec.energy_kept,
+            *(flat(generator.tuning).values() if generator.tuning else ()),
+        ]
     )
     return hashlib.sha256(f"{weights}{json.dumps(config, sort_keys=True)}".encode()).hexdigest()[:16]
 

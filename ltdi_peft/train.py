@@ -49,6 +49,7 @@ from ltdi_peft.stages import (
 )
 from ltdi_peft.store import Trajectory
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
+from ltdi_peft.tuning import recipe_tuning, tune
 
 REPORT_FILE = "training.json"
 POINTS = "checkpoints"  # folder of resume points
@@ -111,6 +112,7 @@ def train_in(
         require_causal(bench.base.model)
     require_frame(recipe, bench.spec, names, held_out)
     with accelerator.main_process_first():
+        tune(bench, progress=progress)
         encoder = recipe_encoder(bench)
         prepared = prepare(recipe, encoder, bench.suite, progress=progress)
     report: dict[str, Any] = {"world_size": accelerator.num_processes}
@@ -215,7 +217,8 @@ def add_alone(generator: Generator, weights: Weights) -> None:
 def recipe_encoder(bench: Bench) -> PromptEncoder:
     """The recipe's encoder of prompts and examples."""
     about = bench.recipe.condition
-    return PromptEncoder(about.encoder, base=bench.base, examples=about.examples)
+    tuning = recipe_tuning(bench.recipe)
+    return PromptEncoder(about.encoder, base=bench.base, examples=about.examples, tuning=tuning)
 
 
 def with_origin(
@@ -337,6 +340,7 @@ def build_generator(
         encoder=recipe.condition.encoder,
         condition_width=data.conditions.shape[-1],
         condition_examples=recipe.condition.examples,
+        tuned=bool(recipe.condition.tuning.steps),
         loss=diffusion.loss,
         law=diffusion.law,
         k=diffusion.k,
@@ -358,6 +362,7 @@ def build_generator(
         spread=torch.tensor(prepared.centre.spread),
         conditions=torch.nn.functional.normalize(data.prompt_conditions.mean(1), dim=-1),
         encoder=encoder,
+        tuning=recipe_tuning(recipe),
     )
     generator.denoiser.load_state_dict(weights)
     return generator.eval()

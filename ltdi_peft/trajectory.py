@@ -180,6 +180,12 @@ def unflat(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> Adapter:
     return {s.name: (tensors[f"{s.name}.lora_A"], tensors[f"{s.name}.lora_B"]) for s in spec.sites}
 
 
+def paired(tensors: Mapping[str, Tensor]) -> Adapter:
+    """The inverse of `flat` where no spec says which sites there are. KeyError for half a pair."""
+    sites = sorted({name.rsplit(".", 1)[0] for name in tensors})
+    return {site: (tensors[f"{site}.lora_A"], tensors[f"{site}.lora_B"]) for site in sites}
+
+
 def _pairs(tensors: dict[str, Tensor], spec: AdapterSpec, path: Path) -> Adapter:
     adapter = unflat(tensors, spec)
     check_adapter(spec, adapter, str(path))

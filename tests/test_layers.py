@@ -60,6 +60,7 @@ ROOMS = (  # from the top; a room may import those before it
     "baselines",
     "multi_task",
     "origin",
+    "tuning",
     "session",
     "stages",
     "resume",

@@ -11,8 +11,8 @@ from ltdi_peft import plan as planning
 from ltdi_peft import shapes as shaping
 from ltdi_peft import speed as measuring
 from ltdi_peft.collect import collect
-from ltdi_peft.config import Recipe, SuiteConfig
-from ltdi_peft.forecast import Forecast
+from ltdi_peft.config import Recipe, SuiteConfig, TuningConfig
+from ltdi_peft.forecast import ENCODER_FLOP, Forecast
 from ltdi_peft.generator import load_generator
 from ltdi_peft.plan import clock, file_bytes, memory, network_config, plan, plan_lines, size
 from ltdi_peft.prepare import cache_file, training_trajectories
@@ -21,6 +21,7 @@ from ltdi_peft.shapes import SMOLLM2_SHAPE, shapes
 from ltdi_peft.speed import Line, Speed, line, measured
 from ltdi_peft.stages import FIRST_STAGE
 from ltdi_peft.train import train_generator
+from ltdi_peft.tuning import recipe_tuning
 
 ONE = Speed(
     True, Line(0.0, 1.0), Line(0.0, 1.0), Line(0.0, 1.0), 0.0, 1.0, 1e30, 1e30
@@ -63,6 +64,24 @@ def test_a_second_network_is_counted(world, tmp_path):
     points, firsts = (len(list(tmp_path.rglob(name))) for name in ("step-*", FIRST_STAGE))
     assert (points, firsts) == (2, 2)
     assert found["checkpoints"] == (4 * points + firsts) * 4 * weights
+
+
+def test_a_tuned_encoder_is_counted(world, tmp_path):
+    about = {"steps": 3, "layers": 2, "rank": 4, "tasks": 4}
+    condition = {"encoder": "minilm_words", "tuning": about}
+    recipe = world.changed(link_runs(world.recipe, tmp_path), condition=condition, train={"steps": 1})
+    assert plan(recipe)["steps"]["encoder"] == 3
+    found, _, _ = file_bytes(shapes(recipe))
+    train_generator(recipe, progress=False)
+    assert 0 <= bytes_of(recipe.generator_folder) - found["generator"] < 20000
+    plain = dataclasses.replace(recipe.condition, tuning=TuningConfig())
+    untuned = dataclasses.replace(recipe, condition=plain)
+    numbers = (found["generator"] - file_bytes(shapes(untuned))[0]["generator"]) // 4
+    assert numbers == sum(weight.numel() for pair in recipe_tuning(recipe).values() for weight in pair)
+    speed = dataclasses.replace(ONE, float32=1.0)
+    seconds = [Forecast(shapes(one), speed, 1, 0, 0, 8).train(0) for one in (recipe, untuned)]
+    tokens = 3 * 4 * shapes(recipe).prompt_tokens
+    assert seconds[0] - seconds[1] == pytest.approx(tokens * ENCODER_FLOP * (1 + 4 / 6))
 
 
 def test_bytes_follow_the_recipe(world, tmp_path):
