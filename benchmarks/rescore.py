@@ -9,10 +9,10 @@ every other line is that result's own, task by task, so differences are paired. 
 how far it is from its old line is what another machine and other rounding do. `--wide`: a result of
 wide_rival.py, whose rival joins the table. `--rivals`: for a recipe with other prompts or another origin than
 `--before` had, the rivals that need no training are scored again too: the regression that the recipe's
-generator starts from, guided for each context on the same validation tasks as ours (`ridge`), the mean of the
-stored adapters and the nearest task's (`mean`, `nearest`), and the origin as `multi_task_lora`, where the
-recipe trains it: on the same prompts, its best step by the same validation tasks. Interrupted, it goes on at
-the task where it was.
+generator starts from, guided for each context on the validation tasks of ours (`ridge`; `ridge_tuned` on a
+tuned encoder, beside the old `ridge`), the mean of the stored adapters and the nearest task's (`mean`,
+`nearest`), and the origin as `multi_task_lora`, where the recipe trains it: on the same prompts, its
+best step by the same validation tasks. Interrupted, it goes on at the task where it was.
 """
 
 import argparse
@@ -48,7 +48,8 @@ from ltdi_peft.train import REPORT_FILE, recipe_encoder
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 OURS, WRONG, ORIGIN, RIDGE = "ours", "ours_wrong_prompt", "origin", "ridge"
-AGAIN = (RIDGE, "mean", "nearest", "multi_task_lora")  # what --rivals scores
+TUNED = "ridge_tuned"  # the regression from conditions of the generator's own, tuned encoder
+AGAIN = (RIDGE, TUNED, "mean", "nearest", "multi_task_lora")  # what --rivals scores
 WIDE = "multi_task_lora_4x"
 
 
@@ -84,6 +85,11 @@ def guided_ridges(full: Generator, bench: Bench) -> dict[str, RidgeRival]:
     }
 
 
+def ridge_name(full: Generator) -> str:
+    """Of the regression's line: a tuned encoder is a part of the method, not of the rival."""
+    return TUNED if full.config.tuned else RIDGE
+
+
 def last_tokens(bench: Bench, full: Generator) -> dict[str, torch.Tensor]:
     """Training task → tokens of its stored adapter (first seed); {} for a recipe without encoded runs."""
     names = full.config.training_tasks
@@ -106,7 +112,7 @@ def scored_rivals(
     said = conditions[:, : full.conditions.shape[1]]
     near = [full.config.training_tasks[i] for i in nearest_conditions(said, full.conditions).tolist()]
     for context, ridge in ridges.items():
-        made = {RIDGE: ridge.adapters(conditions), "mean": [decode(full.mean)]}
+        made = {ridge_name(full): ridge.adapters(conditions), "mean": [decode(full.mean)]}
         if stored:
             made["nearest"] = [decode(stored[name]) for name in near]
         if bench.recipe.train.origin_steps:
@@ -180,8 +186,9 @@ def rescored(
     lines = kept("rescore", key, lambda task: scored(bench, generator, task, seeds, wrong[task.name]))
     if full is not None:
         ridges, stored = guided_ridges(full, bench), last_tokens(bench, full)
-        trials[RIDGE] = {context: dataclasses.asdict(ridge.guidance) for context, ridge in ridges.items()}
-        key = hashed({"rivals": generator_digest(full), "trials": trials[RIDGE], "seeds": seeds})
+        guided = {context: dataclasses.asdict(ridge.guidance) for context, ridge in ridges.items()}
+        trials[ridge_name(full)] = guided
+        key = hashed({"rivals": generator_digest(full), "trials": guided, "seeds": seeds})
         own = kept("rivals", key, lambda task: scored_rivals(bench, ridges, stored, full, task, seeds))
         for name, line in lines.items():
             lines[name] = {context: line[context] | own[name][context] for context in CONTEXTS}

@@ -2,10 +2,12 @@
 
     python benchmarks/what_limits.py RECIPE [--encoders minilm minilm_words] [--examples 32]
 
-In: a recipe whose runs are collected; its validation tasks.
-Out: two Markdown tables. Error of the ridge prediction in the leading principal directions of the training
-adapters, for validation tasks asked in a training wording and in a held-out one. Accuracy of these tasks'
-true adapters cut to the leading directions: what a perfect prediction there would reach.
+In: a recipe whose runs are collected, or encoded (`train.encoded`); its validation tasks. `tuned` among the
+encoders is the recipe's own, after `ltdi train` tuned it.
+Out: two Markdown tables, the first alone without collected runs. Error of the ridge prediction in the leading
+principal directions of the training adapters, for validation tasks asked in training wordings and in held-out
+ones. Accuracy of these tasks' true adapters cut to the leading directions: what a perfect prediction there
+would reach.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from ltdi_peft.collect import Bench, open_bench
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import load_recipe
 from ltdi_peft.encode import AdapterCodec
+from ltdi_peft.encoded import Encoded, recipe_encoded
 from ltdi_peft.prepare import (
     TrainingSet,
     encoded_runs,
@@ -31,7 +34,8 @@ from ltdi_peft.prepare import (
     training_trajectories,
 )
 from ltdi_peft.score import make_sheet, score
-from ltdi_peft.train import validation_runs
+from ltdi_peft.task import Task
+from ltdi_peft.train import recipe_encoder, validation_runs
 from ltdi_peft.trajectory import Trajectory
 
 LEADING = (16, 64, 256)  # principal directions
@@ -59,34 +63,40 @@ def fitted(data: TrainingSet, finals: Float[Tensor, "task number"]) -> Ridge:
 
 def prediction_errors(
     bench: Bench,
-    codec: AdapterCodec,
-    runs: Sequence[Trajectory],
-    held: Sequence[Trajectory],
+    encoded: Encoded,
+    true: Float[Tensor, "task number"],
+    tasks: Sequence[Task],
     names: Sequence[str],
 ) -> dict[str, Float[Tensor, "task number"]]:
-    """Print the first table; returns each encoder's predictions from held-out wordings."""
-    true, encoded = encoded_targets(codec, held, 1)[:, -1].flatten(1), encoded_runs(bench.recipe, runs)
+    """Print the first table; returns each encoder's predictions from the first held-out wording.
+
+    true: tokens of the validation tasks' own adapters.
+    """
     found = {}
     print("| encoder | wording | " + " | ".join(f"first {count}" for count in LEADING) + " |")
     print("|---|---|" + "---|" * len(LEADING))
     for name in names:
-        encoder = PromptEncoder(name, base=bench.base)
+        encoder = recipe_encoder(bench) if name == "tuned" else PromptEncoder(name, base=bench.base)
         data = training_set(encoded, encoder, bench.suite)
         finals = data.task_means[:, -1].flatten(1)
         ridge, mean, basis = fitted(data, finals), finals.mean(0), directions(finals)
-        tasks = [bench.suite[run.task.name] for run in held]
         asked = {
-            "training": [t.prompts[0] for t in tasks],
-            "held out": [t.held_out_prompts[0] for t in tasks],
+            "training": [t.prompts[:4] for t in tasks],
+            "held out": [t.held_out_prompts[:4] for t in tasks],
         }
         for wording, prompts in asked.items():
-            predicted = ridge(encoder(prompts))
+            predicted = ridge(encoder([prompt for own in prompts for prompt in own]))
+            own = torch.tensor([len(one) for one in prompts])
             errors = []
             for count in LEADING:
-                off, all_ = (cut(one, basis, count) for one in (predicted - true, true - mean))
-                errors.append((off.square().sum() / all_.square().sum()).item())
+                off, all_ = (
+                    cut(one, basis, count)
+                    for one in (predicted - true.repeat_interleave(own, 0), true - mean)
+                )
+                wanted = all_.square().sum(1).repeat_interleave(own).sum()
+                errors.append((off.square().sum() / wanted).item())
             print(f"| `{name}` | {wording} | " + " | ".join(f"{one:.2f}" for one in errors) + " |")
-        found[name] = predicted
+        found[name] = predicted[own.cumsum(0) - own]
     return found
 
 
@@ -130,12 +140,24 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=32)
     known, overrides = parser.parse_known_args()
     bench = open_bench(load_recipe(known.recipe, overrides))
+    if bench.recipe.train.encoded:
+        encoded = recipe_encoded(bench.recipe, [task.name for task in bench.suite.split("train")])
+        known_tasks = [task.name for task in bench.suite.split("validation")]
+        held_out = encoded.held_out.of(known_tasks)
+        print(f"{len(encoded.runs.tasks)} training runs, {len(held_out.tasks)} validation tasks\n")
+        tasks, true = [bench.suite[name] for name in held_out.tasks], held_out.tokens[:, -1].flatten(1)
+        with torch.no_grad():
+            prediction_errors(bench, encoded, true, tasks, known.encoders)
+        return
     runs = training_trajectories(bench.recipe, [task.name for task in bench.suite.split("train")])
     held = [run for run in validation_runs(bench.recipe, bench) if bench.suite[run.task.name].evaluation]
     codec = fit_codec(bench.recipe, runs)
     print(f"{len(runs)} training runs, {len(held)} validation tasks, {known.examples} examples each\n")
     with torch.no_grad():
-        predicted = prediction_errors(bench, codec, runs, held, known.encoders)
+        true = encoded_targets(codec, held, 1)[:, -1].flatten(1)
+        tasks = [bench.suite[run.task.name] for run in held]
+        encoded = encoded_runs(bench.recipe, runs)
+        predicted = prediction_errors(bench, encoded, true, tasks, known.encoders)
         accuracies(bench, codec, runs, held, predicted, known.examples)
 
 

@@ -1,5 +1,6 @@
 """A generator on the tasks of an older evaluation: the old numbers again for the same generator."""
 
+import copy
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,12 @@ def test_rivals_without_training_are_scored_again(rescore, bench, generator, bef
             assert now["mean"] == old["mean"]  # the codec keeps all of these runs
             assert now["multi_task_lora"] == old["multi_task_lora"]  # the recipe trains no origin
     assert found["rivals_again"] == ["ridge", "mean"]
+
+
+def test_the_regression_on_a_tuned_encoder_stands_beside_the_rival(rescore, generator):
+    tuned = copy.copy(generator)
+    tuned.config = replace(generator.config, tuned=True)
+    assert [rescore.ridge_name(one) for one in (generator, tuned)] == ["ridge", "ridge_tuned"]
 
 
 def test_other_tasks_are_refused(rescore, bench, generator, before):
