@@ -4,7 +4,8 @@
 
 Nothing is collected or trained. First table: of the built-in questions' held-out wordings, the share that a
 ridge classifier on the encoder's conditions, fitted on so many training wordings of each, gives to the right
-question: among all, and among those of the question's own domain. Second: accuracy on the recipe's validation
+question: among all, and among those of the question's own domain; a recipe that tunes its encoder is trained
+first. Second: accuracy on the recipe's validation
 tasks, of the generator and of the origin that it adds to, with a training or a held-out wording in the
 model's context (or none), and a training or a held-out wording given to the generator.
 """
@@ -29,6 +30,7 @@ from ltdi_peft.suite import DOMAINS, UNSEEN_DOMAINS
 from ltdi_peft.suite.wordings import worded
 from ltdi_peft.tables import lines_of
 from ltdi_peft.task import Task
+from ltdi_peft.train import recipe_encoder
 
 COUNTS = (
     2,
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=24)
     known, overrides = parser.parse_known_args()
     bench = open_bench(load_recipe(known.recipe, overrides))
-    encoder = PromptEncoder(bench.recipe.condition.encoder, base=bench.base)
+    encoder = recipe_encoder(bench)
     rows = [[str(count), *(f"{share:.2f}" for share in recognised(encoder, count))] for count in COUNTS]
     print(lines_of(["training wordings of a question", "right, of all", "right, in its domain"], rows))
     generator = find_generator(known.generator)
