@@ -127,7 +127,7 @@ def left_out_error(
 
 def fresh_factors(encoder: PromptEncoder, config: TuningConfig, seed: int) -> Adapter:
     """A random and B = 0, as PEFT begins, for every linear layer of the encoder's last layers."""
-    stack = encoder.model.get_submodule("encoder.layer")
+    stack = list(encoder.model.get_submodule("encoder.layer").children())
     rng = torch.Generator().manual_seed(seed)
     found: Adapter = {}
     for index in range(len(stack))[-config.layers :]:
