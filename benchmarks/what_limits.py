@@ -4,14 +4,16 @@
 
 In: a recipe whose runs are collected, or encoded (`train.encoded`); its validation tasks. `tuned` among the
 encoders is the recipe's own, after `ltdi train` tuned it.
-Out: two Markdown tables, the first alone without collected runs. Error of the ridge prediction in the leading
-principal directions of the training adapters, for validation tasks asked in training wordings and in held-out
-ones. Accuracy of these tasks' true adapters cut to the leading directions: what a perfect prediction there
-would reach.
+Out: two Markdown tables. Error of the ridge prediction in the leading principal directions of the training
+adapters, for validation tasks asked in training wordings and in held-out ones. Accuracy of what is predicted,
+and of these tasks' true adapters, in part or cut to the leading directions: what a perfect prediction there
+would reach. Differences are added to the recipe's `train.origin`, if it names one.
 """
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -25,20 +27,21 @@ from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import load_recipe
 from ltdi_peft.encode import AdapterCodec
 from ltdi_peft.encoded import Encoded, recipe_encoded
+from ltdi_peft.origin import given_origin
 from ltdi_peft.prepare import (
     TrainingSet,
     encoded_runs,
     encoded_targets,
-    fit_codec,
     training_set,
     training_trajectories,
 )
 from ltdi_peft.score import make_sheet, score
+from ltdi_peft.spec import Adapter
 from ltdi_peft.task import Task
 from ltdi_peft.train import recipe_encoder, validation_runs
-from ltdi_peft.trajectory import Trajectory
 
 LEADING = (16, 64, 256)  # principal directions
+PARTS = (0.25, 0.5)
 
 
 def directions(tokens: Float[Tensor, "task number"]) -> Float[Tensor, "direction number"]:
@@ -56,9 +59,9 @@ def cut(
     return tokens @ basis[:count].mT @ basis[:count]
 
 
-def fitted(data: TrainingSet, finals: Float[Tensor, "task number"]) -> Ridge:
-    """Ridge from these conditions, its strength by leave-one-task-out error."""
-    return fit_task_ridge(data.conditions, finals, choose_strength(data.conditions, finals))
+def fitted(data: TrainingSet, finals: Float[Tensor, "task number"], strength: float | None) -> Ridge:
+    """Ridge from these conditions; without a strength by leave-one-task-out error."""
+    return fit_task_ridge(data.conditions, finals, strength or choose_strength(data.conditions, finals))
 
 
 def prediction_errors(
@@ -68,7 +71,7 @@ def prediction_errors(
     tasks: Sequence[Task],
     names: Sequence[str],
 ) -> dict[str, Float[Tensor, "task number"]]:
-    """Print the first table; returns each encoder's predictions from the first held-out wording.
+    """Print the first table; returns each encoder's predictions from the first wording of either kind.
 
     true: tokens of the validation tasks' own adapters.
     """
@@ -79,7 +82,8 @@ def prediction_errors(
         encoder = recipe_encoder(bench) if name == "tuned" else PromptEncoder(name, base=bench.base)
         data = training_set(encoded, encoder, bench.suite)
         finals = data.task_means[:, -1].flatten(1)
-        ridge, mean, basis = fitted(data, finals), finals.mean(0), directions(finals)
+        mean, basis = finals.mean(0), directions(finals)
+        ridge = fitted(data, finals, bench.recipe.diffusion.ridge)
         asked = {
             "training": [t.prompts[:4] for t in tasks],
             "held out": [t.held_out_prompts[:4] for t in tasks],
@@ -96,37 +100,44 @@ def prediction_errors(
                 wanted = all_.square().sum(1).repeat_interleave(own).sum()
                 errors.append((off.square().sum() / wanted).item())
             print(f"| `{name}` | {wording} | " + " | ".join(f"{one:.2f}" for one in errors) + " |")
-        found[name] = predicted[own.cumsum(0) - own]
+            found[f"`{name}`, {wording} wording"] = predicted[own.cumsum(0) - own]
     return found
+
+
+def added_to(bench: Bench, codec: AdapterCodec) -> AdapterCodec:
+    """The codec that counts differences from the recipe's given origin, if there is one."""
+    if bench.recipe.train.origin is None:
+        return codec
+    return replace(codec, origin=given_origin(bench, Path(bench.recipe.train.origin), codec.start))
 
 
 def accuracies(
     bench: Bench,
-    codec: AdapterCodec,
-    runs: Sequence[Trajectory],
-    held: Sequence[Trajectory],
+    encoded: Encoded,
+    true: Float[Tensor, "task number"],
+    tasks: Sequence[Task],
     predicted: dict[str, Float[Tensor, "task number"]],
     examples: int,
+    own: Sequence[Adapter] = (),
 ) -> None:
-    """Print the second table."""
-    finals = encoded_targets(codec, runs, 1)[:, -1].flatten(1)
-    true, mean, basis = encoded_targets(codec, held, 1)[:, -1].flatten(1), finals.mean(0), directions(finals)
-    rows = {"start": torch.zeros_like(true), "mean": mean.expand_as(true)}
-    rows |= {f"ridge, `{name}`": one for name, one in predicted.items()}
+    """Print the second table; `own` are the tasks' adapters as they were before the codec."""
+    codec, finals = added_to(bench, encoded.codec), encoded.runs.tokens[:, -1].flatten(1)
+    mean, basis = finals.mean(0), directions(finals)
+    rows = {"nothing added": torch.zeros_like(true), "mean": mean.expand_as(true)}
+    rows |= {f"ridge, {name}": one for name, one in predicted.items()}
+    rows |= {f"{part} of the way from the mean to true": mean + part * (true - mean) for part in PARTS}
     rows |= {f"true, first {count}": mean + cut(true - mean, basis, count) for count in LEADING}
     rows["true, through the codec"] = true
-    total = torch.zeros(len(rows) + 1, 2)
-    for place, run in enumerate(held):
-        task = bench.suite[run.task.name]
-        made = [codec.decode(row[place].view(-1, codec.width)) for row in rows.values()] + [
-            final_adapter(run)
-        ]
-        stacked = stack_adapters(made, bench.adapted.device)
+    names = [*rows, *(["true"] if own else [])]
+    total = torch.zeros(len(names), 2)
+    for place, task in enumerate(tasks):
+        made = [codec.decode(row[place].view(-1, codec.width)) for row in rows.values()]
+        stacked = stack_adapters([*made, *own[place : place + 1]], bench.adapted.device)
         for column, prompts in enumerate((task.held_out_prompts[:1], None)):
             sheet = make_sheet(bench.adapted, task.evaluation[:examples], prompts)
             total[:, column] += score(bench.adapted, sheet, stacked).accuracy
     print("\n| adapter | prompt in context | without |\n|---|---|---|")
-    for name, (with_prompt, without) in zip([*rows, "true"], (total / len(held)).tolist(), strict=True):
+    for name, (with_prompt, without) in zip(names, (total / len(tasks)).tolist(), strict=True):
         print(f"| {name} | {with_prompt:.3f} | {without:.3f} |")
 
 
@@ -140,25 +151,22 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=32)
     known, overrides = parser.parse_known_args()
     bench = open_bench(load_recipe(known.recipe, overrides))
+    train, own = [task.name for task in bench.suite.split("train")], []
     if bench.recipe.train.encoded:
-        encoded = recipe_encoded(bench.recipe, [task.name for task in bench.suite.split("train")])
-        known_tasks = [task.name for task in bench.suite.split("validation")]
-        held_out = encoded.held_out.of(known_tasks)
-        print(f"{len(encoded.runs.tasks)} training runs, {len(held_out.tasks)} validation tasks\n")
-        tasks, true = [bench.suite[name] for name in held_out.tasks], held_out.tokens[:, -1].flatten(1)
-        with torch.no_grad():
-            prediction_errors(bench, encoded, true, tasks, known.encoders)
-        return
-    runs = training_trajectories(bench.recipe, [task.name for task in bench.suite.split("train")])
-    held = [run for run in validation_runs(bench.recipe, bench) if bench.suite[run.task.name].evaluation]
-    codec = fit_codec(bench.recipe, runs)
-    print(f"{len(runs)} training runs, {len(held)} validation tasks, {known.examples} examples each\n")
+        encoded = recipe_encoded(bench.recipe, train)
+        held_out = encoded.held_out.of([task.name for task in bench.suite.split("validation")])
+        names, true = held_out.tasks, held_out.tokens[:, -1].flatten(1)
+    else:
+        encoded = encoded_runs(bench.recipe, training_trajectories(bench.recipe, train))
+        held = [run for run in validation_runs(bench.recipe, bench) if bench.suite[run.task.name].evaluation]
+        names, own = [run.task.name for run in held], [final_adapter(run) for run in held]
+        true = encoded_targets(encoded.codec, held, 1)[:, -1].flatten(1)
+    tasks = [bench.suite[name] for name in names]
+    runs = len(encoded.runs.tasks)
+    print(f"{runs} training runs, {len(tasks)} validation tasks, {known.examples} examples each\n")
     with torch.no_grad():
-        true = encoded_targets(codec, held, 1)[:, -1].flatten(1)
-        tasks = [bench.suite[run.task.name] for run in held]
-        encoded = encoded_runs(bench.recipe, runs)
         predicted = prediction_errors(bench, encoded, true, tasks, known.encoders)
-        accuracies(bench, codec, runs, held, predicted, known.examples)
+        accuracies(bench, encoded, true, tasks, predicted, known.examples, own)
 
 
 if __name__ == "__main__":
