@@ -141,16 +141,8 @@ def accuracies(
         print(f"| {name} | {with_prompt:.3f} | {without:.3f} |")
 
 
-def main() -> None:
-    """Both tables on the recipe's validation tasks."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recipe")
-    parser.add_argument("--encoders", nargs="+", default=["minilm", "minilm_words"])
-    parser.add_argument("--examples", type=int, default=32)
-    known, overrides = parser.parse_known_args()
-    bench = open_bench(load_recipe(known.recipe, overrides))
+def tables(bench: Bench, encoders: Sequence[str], examples: int) -> None:
+    """Print both tables on the recipe's validation tasks."""
     train, own = [task.name for task in bench.suite.split("train")], []
     if bench.recipe.train.encoded:
         encoded = recipe_encoded(bench.recipe, train)
@@ -163,10 +155,22 @@ def main() -> None:
         true = encoded_targets(encoded.codec, held, 1)[:, -1].flatten(1)
     tasks = [bench.suite[name] for name in names]
     runs = len(encoded.runs.tasks)
-    print(f"{runs} training runs, {len(tasks)} validation tasks, {known.examples} examples each\n")
+    print(f"{runs} training runs, {len(tasks)} validation tasks, {examples} examples each\n")
     with torch.no_grad():
-        predicted = prediction_errors(bench, encoded, true, tasks, known.encoders)
-        accuracies(bench, encoded, true, tasks, predicted, known.examples, own)
+        predicted = prediction_errors(bench, encoded, true, tasks, encoders)
+        accuracies(bench, encoded, true, tasks, predicted, examples, own)
+
+
+def main() -> None:
+    """The command line above."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("--encoders", nargs="+", default=["minilm", "minilm_words"])
+    parser.add_argument("--examples", type=int, default=32)
+    known, overrides = parser.parse_known_args()
+    tables(open_bench(load_recipe(known.recipe, overrides)), known.encoders, known.examples)
 
 
 if __name__ == "__main__":
