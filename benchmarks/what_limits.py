@@ -7,13 +7,12 @@ encoders is the recipe's own, after `ltdi train` tuned it.
 Out: two Markdown tables. Error of the ridge prediction in the leading principal directions of the training
 adapters, for validation tasks asked in training wordings and in held-out ones. Accuracy of what is predicted,
 and of these tasks' true adapters, in part or cut to the leading directions: what a perfect prediction there
-would reach. Differences are added to the recipe's `train.origin`, if it names one.
+would reach. Differences are added to the recipe's origin, if it has one.
 """
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -25,15 +24,14 @@ from ltdi_peft.centre import Ridge, choose_strength, fit_task_ridge
 from ltdi_peft.collect import Bench, open_bench
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import load_recipe
-from ltdi_peft.encode import AdapterCodec
-from ltdi_peft.encoded import Encoded, recipe_encoded
-from ltdi_peft.origin import given_origin
+from ltdi_peft.encoded import Encoded
+from ltdi_peft.origin import has_origin, recipe_origin
 from ltdi_peft.prepare import (
     TrainingSet,
-    encoded_runs,
+    encoded_of,
     encoded_targets,
+    runs_with,
     training_set,
-    training_trajectories,
 )
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import Adapter
@@ -104,13 +102,6 @@ def prediction_errors(
     return found
 
 
-def added_to(bench: Bench, codec: AdapterCodec) -> AdapterCodec:
-    """The codec that counts differences from the recipe's given origin, if there is one."""
-    if bench.recipe.train.origin is None:
-        return codec
-    return replace(codec, origin=given_origin(bench, Path(bench.recipe.train.origin), codec.start))
-
-
 def accuracies(
     bench: Bench,
     encoded: Encoded,
@@ -121,7 +112,9 @@ def accuracies(
     own: Sequence[Adapter] = (),
 ) -> None:
     """Print the second table; `own` are the tasks' adapters as they were before the codec."""
-    codec, finals = added_to(bench, encoded.codec), encoded.runs.tokens[:, -1].flatten(1)
+    codec, finals = encoded.codec, encoded.runs.tokens[:, -1].flatten(1)
+    if has_origin(bench.recipe):
+        codec = replace(codec, origin=recipe_origin(bench, codec.start)[0])
     mean, basis = finals.mean(0), directions(finals)
     rows = {"nothing added": torch.zeros_like(true), "mean": mean.expand_as(true)}
     rows |= {f"ridge, {name}": one for name, one in predicted.items()}
@@ -143,17 +136,14 @@ def accuracies(
 
 def tables(bench: Bench, encoders: Sequence[str], examples: int) -> None:
     """Print both tables on the recipe's validation tasks."""
-    train, own = [task.name for task in bench.suite.split("train")], []
+    encoded, own = encoded_of(bench.recipe, bench.suite), []
     if bench.recipe.train.encoded:
-        encoded = recipe_encoded(bench.recipe, train)
         held_out = encoded.held_out.of([task.name for task in bench.suite.split("validation")])
-        names, true = held_out.tasks, held_out.tokens[:, -1].flatten(1)
     else:
-        encoded = encoded_runs(bench.recipe, training_trajectories(bench.recipe, train))
         held = [run for run in validation_runs(bench.recipe, bench) if bench.suite[run.task.name].evaluation]
-        names, own = [run.task.name for run in held], [final_adapter(run) for run in held]
-        true = encoded_targets(encoded.codec, held, 1)[:, -1].flatten(1)
-    tasks = [bench.suite[name] for name in names]
+        held_out = runs_with(encoded_targets(encoded.codec, held, 1), held)
+        own = [final_adapter(run) for run in held]
+    tasks, true = [bench.suite[name] for name in held_out.tasks], held_out.tokens[:, -1].flatten(1)
     runs = len(encoded.runs.tasks)
     print(f"{runs} training runs, {len(tasks)} validation tasks, {examples} examples each\n")
     with torch.no_grad():

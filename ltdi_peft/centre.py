@@ -107,8 +107,12 @@ def choose_strength(
 ) -> float:
     """The strength with the least leave-one-task-out squared error."""
     rows, task = task_rows(conditions)
-    # Errors are distances, so coordinates in the span of the targets do for the targets.
-    energy, vectors = torch.linalg.eigh(targets.double() @ targets.double().mT)
-    wanted = (vectors * energy.clamp_min(0).sqrt())[task]
+    wanted = coordinates(targets)[task]
     errors = [(cross_fitted(rows, wanted, task, s) - wanted).pow(2).mean().item() for s in strengths]
     return strengths[errors.index(min(errors))]
+
+
+def coordinates(targets: Float[Tensor, "task feature"]) -> Float[Tensor, "task direction"]:
+    """The targets in the span of all of them: where distances alone matter, these do (float64)."""
+    energy, vectors = torch.linalg.eigh(targets.double() @ targets.double().mT)
+    return vectors * energy.clamp_min(0).sqrt()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ltdi_peft.baselines import tensor_digest
-from ltdi_peft.centre import with_intercept
+from ltdi_peft.centre import coordinates, with_intercept
 from ltdi_peft.collect import Bench
 from ltdi_peft.condition import PromptEncoder, added
 from ltdi_peft.config import Recipe, TuningConfig, to_dict
@@ -99,16 +99,11 @@ def plan_of(recipe: Recipe, tasks: Sequence[Task], targets: Tensor) -> dict[str,
 
 
 def deviations(encoded: Encoded, tasks: Sequence[Task]) -> Float[Tensor, "task direction"]:
-    """Of each task's adapter (mean over seeds) from the mean of all, in the span of all tasks.
-
-    Errors are distances, so coordinates in that span do for tokens, which are far longer.
-    """
+    """Of each task's adapter (mean over seeds) from the mean of all, as `coordinates`: tokens are longer."""
     runs = encoded.runs
     own = [[index for index, name in enumerate(runs.tasks) if name == task.name] for task in tasks]
     final = torch.stack([runs.tokens[indices, -1].double().mean(0).flatten() for indices in own])
-    off = final - final.mean(0)
-    energy, vectors = torch.linalg.eigh(off @ off.mT)
-    return (vectors * energy.clamp_min(0).sqrt()).float()
+    return coordinates(final - final.mean(0)).float()
 
 
 def left_out_error(

@@ -3,12 +3,12 @@
 import copy
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from peft.utils.hotswap import hotswap_adapter
+from scripts import script
 from tiny_bench import tiny_task
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
@@ -21,7 +21,6 @@ from ltdi_peft.spec import delta_w
 
 PROMPTS = ("please a second twice", "please b first plain")
 IDS = torch.tensor([[10, 13, 17, 20, 21, 5, 6]])
-ROOT = Path(__file__).resolve().parents[1]
 # The tiny generator is hardly trained: norms outside the training range are clamped, and said to be.
 pytestmark = pytest.mark.filterwarnings("ignore:.*was scaled into the range:UserWarning")
 
@@ -152,7 +151,7 @@ def test_a_loud_adapter_changes_the_words(loud, base, base_folder):
 def test_lm_evaluation_harness(loud, base_folder, base, tmp_path, monkeypatch):
     """A local task, offline, without and with the adapter: its answers are those of the model in memory."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    check = example_module()
+    check = script("benchmarks/lm_eval_check.py")
     task = tiny_task("a/first/plain")
     name = check.write_task(task, PROMPTS[0], tmp_path, 4)
     words = AutoTokenizer.from_pretrained(base_folder)
@@ -169,11 +168,3 @@ def test_lm_evaluation_harness(loud, base_folder, base, tmp_path, monkeypatch):
         right = [row["filtered_resps"][0] == row["doc"]["answer"] for row in rows]
         assert found == {name: pytest.approx(sum(right) / 4)}
     assert answers["base"] != answers["adapter"]
-
-
-def example_module():
-    """benchmarks/lm_eval_check.py as a module."""
-    spec = importlib.util.spec_from_file_location("lm_eval_check", ROOT / "benchmarks" / "lm_eval_check.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -3,7 +3,6 @@
 One chain: recorded runs → a generator trained on them → adapters that peft alone loads.
 """
 
-import importlib.util
 import json
 import re
 import shutil
@@ -14,6 +13,7 @@ import torch
 import yaml
 from datasets import Dataset
 from peft import PeftModel
+from scripts import script
 from test_readme import README, block
 from tiny_bench import SPLITS, tiny_suite, tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -43,10 +43,7 @@ pytestmark = [
 
 def example(name):
     """The module of an example, as `python examples/NAME.py` would load it."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(f"examples/{name}.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,29 +1,22 @@
 """A generator on the tasks of an older evaluation: the old numbers again for the same generator."""
 
 import copy
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from scripts import script
 from tiny_bench import collected
 
 from ltdi_peft.evaluate import evaluate
 from ltdi_peft.generator import load_generator
 from ltdi_peft.train import train_generator
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 METHODS = ("multi_task_lora", "mean", "ours", "ours_wrong_prompt", "oracle")
 
 
 @pytest.fixture(scope="module")
 def rescore():
-    about = importlib.util.spec_from_file_location("rescore", BENCHMARKS / "rescore.py")
-    module = importlib.util.module_from_spec(about)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        about.loader.exec_module(module)
-    return module
+    return script("benchmarks/rescore.py")
 
 
 @pytest.fixture(scope="module")

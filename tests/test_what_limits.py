@@ -1,24 +1,13 @@
 """What limits generated adapters: the same tables from collected runs and from encoded ones."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from scripts import script
 from tiny_bench import link_runs
 
 from ltdi_peft.collect import open_bench
 from ltdi_peft.encoding import encode_store
-
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "what_limits.py"
-
-
-@pytest.fixture(scope="module")
-def what_limits():
-    about = importlib.util.spec_from_file_location("what_limits", SCRIPT)
-    module = importlib.util.module_from_spec(about)
-    about.loader.exec_module(module)
-    return module
 
 
 def rows_of(printed):
@@ -28,7 +17,8 @@ def rows_of(printed):
     return {tuple(row[: -len(found)]): [float(one) for one in found] for row, found in numbers if found}
 
 
-def test_encoded_runs_give_the_tables_of_collected_ones(world, what_limits, tmp_path, capsys):
+def test_encoded_runs_give_the_tables_of_collected_ones(world, tmp_path, capsys):
+    what_limits = script("benchmarks/what_limits.py")
     recipe, file = world.changed(link_runs(world.recipe, tmp_path / "run")), tmp_path / "runs.safetensors"
     bench = open_bench(recipe)
     what_limits.tables(bench, ["base"], 6)
