@@ -1,6 +1,6 @@
 """Accuracy against gradient steps, from three origins, and the steps to 95 % of the oracle's gain.
 
-In: what the few-shot ladder has, and each task's oracle.
+In: what the few-shot ladder has, and what base model and oracle score on each task.
 Out: {"points": [0, 1, …], "generated": {"accuracy": […], "steps_to_95": …, "per_task": {…}}, "start": …, …}.
 Idea: at a constant learning rate the adapter after s steps of a long run is that of a run of s steps, so one
 run gives the whole curve. Each origin has its own rate, the one with the best mean over the curve on
@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ltdi_peft.baselines import ENOUGH, adapter_digest
+from ltdi_peft.baselines import ENOUGH
 from ltdi_peft.batched import Stacked, stack_adapters
 from ltdi_peft.collect import run_seed
 from ltdi_peft.config import FitConfig
 from ltdi_peft.few_shot import CONTEXTS, ORIGINS, FewShot, best_rate, lines_of, origins
 from ltdi_peft.fit import fit_steps, make_pool
-from ltdi_peft.kept import Line, hashed
+from ltdi_peft.kept import Line
 from ltdi_peft.score import Sheet, make_sheet, score
 from ltdi_peft.spec import Adapter
 from ltdi_peft.task import Task
@@ -39,43 +39,41 @@ def curve(
     few: FewShot,
     tasks: Sequence[Task],
     validation: Sequence[Task],
-    oracles: Mapping[str, Adapter],
+    ends: Mapping[str, Line],
     *,
     steps: int = 96,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Curves of up to `steps` steps on all training rows of each task; for a result's "curve".
 
-    Origins: the generated adapter, `few.start`, the fresh one; their grids of rates are those of the
-    ladder's roads that begin there. Raises ValueError, before anything is trained, for a task without
-    training or evaluation examples or without its oracle.
+    ends: task → accuracy of base and oracle, as `ends_of` finds it. Origins: the generated adapter,
+    `few.start`, the fresh one; their grids of rates are those of the ladder's roads that begin there. Raises
+    ValueError, before anything is trained, for a task without training or evaluation examples or without
+    its ends.
     """
-    require_curves(tasks, oracles)
+    require_curves(tasks, ends)
     points = curve_points(steps)
     chosen = chosen_rates(few, validation, points, progress=progress)
     climbs = {origin: Climb(origin, chosen[origin]["learning_rate"]) for origin in chosen}
 
     def lines(group: list[Task]) -> list[Line]:
-        found = take_curves(few, group, climbs, points, few.examples, CONTEXTS)
-        for task, line in zip(group, found, strict=True):
-            line |= ends(few, task, oracles[task.name])
-        return found
+        return take_curves(few, group, climbs, points, few.examples, CONTEXTS)
 
-    keys = {task.name: hashed(task.to_dict()) + adapter_digest(oracles[task.name]) for task in tasks}
     about = {"curve": {origin: climb.rate for origin, climb in climbs.items()}, "examples": few.examples}
     about |= {"points": points, "rows": few.bench.recipe.collect.rows}
-    found = lines_of(few, about, tasks, lines, keys=keys, desc="steps", progress=progress)
+    found = lines_of(few, about, tasks, lines, desc="steps", progress=progress)
+    found = {name: line | ends[name] for name, line in found.items()}
     rows = {origin: curve_row(found, origin, points) | chosen[origin] for origin in climbs}
     return {"points": points, **{name: means_of(found, name) for name in ("base", "oracle")}, **rows}
 
 
-def require_curves(tasks: Sequence[Task], oracles: Mapping[str, Adapter]) -> None:
+def require_curves(tasks: Sequence[Task], ends: Mapping[str, Line]) -> None:
     """ValueError for a task without oracle, training or evaluation examples."""
     for task in tasks:
-        if task.name not in oracles or not task.train or not task.evaluation:
+        if task.name not in ends or not task.train or not task.evaluation:
             raise ValueError(
                 f"task {task.name!r} needs its oracle, training and evaluation examples for a curve; it has "
-                f"{len(task.train)} and {len(task.evaluation)} examples, oracle: {task.name in oracles}."
+                f"{len(task.train)} and {len(task.evaluation)} examples, oracle: {task.name in ends}."
             )
 
 
@@ -164,7 +162,7 @@ def only(stacked: Stacked, index: int) -> Stacked:
     return {site: (a[index : index + 1], b[index : index + 1]) for site, (a, b) in stacked.items()}
 
 
-def ends(few: FewShot, task: Task, oracle: Adapter) -> Line:
+def ends_of(few: FewShot, task: Task, oracle: Adapter) -> Line:
     """Accuracy of the base model (a fresh adapter does nothing) and of the oracle."""
     stacked = stack_adapters([few.bench.fresh, oracle], few.bench.adapted.device)
     line: Line = {"base": {}, "oracle": {}}

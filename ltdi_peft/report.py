@@ -80,6 +80,19 @@ def paired_table(result: dict[str, Any]) -> str:
     )
 
 
+def few_shot_table(rungs: dict[str, Any]) -> str:
+    """The few-shot section of a result: accuracy of each road by number of examples, in both contexts."""
+    methods = list(next(iter(rungs.values())))
+    rows = [
+        [count, *(f"{shown(of[m]['accuracy'])} · {shown(of[m]['accuracy_no_prompt'])}" for m in methods)]
+        for count, of in rungs.items()
+    ]
+    tasks = len(rungs[next(iter(rungs))][methods[0]]["per_task"])
+    about = f"{tasks} unseen tasks; accuracy with the prompt in context · without it."
+    head = ["examples", *(f"`{method}`" for method in methods)]
+    return f"## A few examples\n\n{about}\n\n{lines_of(head, rows)}"
+
+
 def flat(table_: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested values as dotted names, longer lists left out: they are in the JSON."""
     rows: list[tuple[str, str]] = []
@@ -123,6 +136,7 @@ def markdown(result: dict[str, Any], drawn: Mapping[str, str] | None = None) -> 
             "".join(notes),
             *([pictures(result["recipe"], drawn)] if drawn else []),
             f"## Targets\n\n{targets_table(result)}",
+            *([few_shot_table(result["few_shot"])] if "few_shot" in result else []),
             f"## Paired differences\n\n{paired_table(result)}",
             figures("Memorisation (ΔW distances, medians)", result["controls"]["memorisation"]),
             figures("Cost (seconds)", result["cost"]),

@@ -305,7 +305,7 @@ def test_markdown_is_made_from_the_file(run, result):
     assert text.startswith("# tiny\n")
     assert table(result) in text
     assert all(f"| `{method}` |" in text for method in ALL)
-    for word in ("Paired differences", "Memorisation", "Cost", "Power, unseen tasks"):
+    for word in ("Paired differences", "A few examples", "Memorisation", "Cost", "Power, unseen tasks"):
         assert word in text
     for rival in ("`multi_task_lora` saw 256", "`multi_task_lora_4x` saw 256", "`format_only` saw 16"):
         assert f"{rival} examples" in text

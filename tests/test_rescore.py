@@ -8,6 +8,7 @@ from scripts import script
 from tiny_bench import collected
 
 from ltdi_peft.evaluate import evaluate
+from ltdi_peft.evaluate_config import FewShotConfig
 from ltdi_peft.generator import load_generator
 from ltdi_peft.train import train_generator
 
@@ -22,7 +23,8 @@ def rescore():
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     bench = collected(tmp_path_factory.mktemp("rescore"))
-    about = replace(bench.recipe.evaluate, methods=METHODS, multi_task_steps=4)
+    few_shot = FewShotConfig(tasks=1, validation=1, counts=(2,), steps=1, curve_steps=1)
+    about = replace(bench.recipe.evaluate, methods=METHODS, multi_task_steps=4, few_shot=few_shot)
     return replace(bench, recipe=replace(bench.recipe, evaluate=about))
 
 
@@ -51,6 +53,10 @@ def test_the_same_generator_has_its_old_line_again(rescore, bench, generator, be
     for other in ("multi_task_lora", "mean"):
         assert found["paired"][f"ours - {other}"] == before["paired"][f"ours - {other}"]
     assert found["cost"]["generate"]["batch_1"] > 0
+    again, old = ({**of["few_shot"]["2"], **of["curve"]} for of in (found, before))
+    # What begins at the multi-task LoRA begins at the origin here, another adapter in this recipe.
+    other = [name for name in old if again[name] != old[name]]
+    assert set(other) <= {"lora_from_start", "start"}
 
 
 def test_another_generator_changes_its_own_lines_alone(rescore, bench, generator, before):
