@@ -10,16 +10,15 @@ and bootstrapped over tasks. Interrupted, it goes on at the task where it was.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from common import require_unseen
+from paired import compared, table
 
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.collect import Bench, open_bench
-from ltdi_peft.config import Recipe, load_recipe
+from ltdi_peft.config import load_recipe
 from ltdi_peft.evaluate import commit, machine
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator
@@ -27,9 +26,7 @@ from ltdi_peft.kept import Line, hashed, kept_lines
 from ltdi_peft.protocol import generator_digest
 from ltdi_peft.score import make_sheet, pick_shots, score
 from ltdi_peft.spec import require_same_spec
-from ltdi_peft.statistics import mean_difference
 from ltdi_peft.summary import CONTEXTS, UNSEEN
-from ltdi_peft.tables import lines_of
 from ltdi_peft.task import Task
 from ltdi_peft.trajectory import json_bytes, replace_file
 
@@ -57,42 +54,6 @@ def scored(bench: Bench, generator: Generator, task: Task, counts: Sequence[int]
             values = [round(value, 6) for value in score(adapted, sheet, stacked).accuracy.tolist()]
             found[context] |= dict(zip(adapters, values, strict=True))
     return found
-
-
-def compared(split: str, tasks: Sequence[Task], lines: dict[str, Line], recipe: Recipe) -> dict[str, Any]:
-    """Mean accuracies, and how far the one with the most examples read is above each, with intervals."""
-    methods = list(lines[tasks[0].name][CONTEXTS[0]])
-    most = [name for name in methods if name.endswith(" read")][-1]
-    clusters = [task.domain if split == "unseen_domains" else task.name for task in tasks]
-    found: dict[str, Any] = {"tasks": len(tasks), "most": most, "accuracy": {}, "paired": {}}
-    for context in CONTEXTS:
-        columns = {
-            m: torch.tensor([lines[task.name][context][m] for task in tasks], dtype=torch.float64)
-            for m in methods
-        }
-        options = {"draws": recipe.evaluate.bootstrap, "seed": recipe.seed}
-        found["accuracy"][context] = {m: float(values.mean()) for m, values in columns.items()}
-        found["paired"][context] = {
-            m: asdict(mean_difference(columns[most], values, clusters, **options))
-            for m, values in columns.items()
-            if m != most
-        }
-    return found
-
-
-def table(split: str, found: dict[str, Any]) -> str:
-    """One split as Markdown."""
-    rows = []
-    for method in found["accuracy"]["prompt"]:
-        row = [method]
-        for context in CONTEXTS:
-            gap = found["paired"][context].get(method)
-            row.append(f"{found['accuracy'][context][method]:.3f}")
-            row.append(f"{gap['value']:+.3f} [{gap['low']:.3f}, {gap['high']:.3f}]" if gap else "")
-        rows.append(row)
-    above = f"{found['most']} − it"
-    head = ["method", "prompt in context", above, "without prompt", above]
-    return f"## {split.replace('_', ' ')} ({found['tasks']})\n\n{lines_of(head, rows)}".strip()
 
 
 def main() -> None:
@@ -124,7 +85,8 @@ def main() -> None:
         desc="evaluation",
         progress=True,
     )
-    splits = {split: compared(split, part, lines, recipe) for split, part in tasks.items()}
+    most = f"{max(known.counts)} read"
+    splits = {split: compared(most, split, part, lines, recipe) for split, part in tasks.items()}
     head = {"recipe": recipe.name, "machine": machine(torch.device("cpu")), "commit": commit()}
     text = "\n\n".join(
         [
@@ -133,7 +95,7 @@ def main() -> None:
             f"Made by `python benchmarks/read_examples.py {known.recipe}`; intervals are 95 %, bootstrapped "
             f"over tasks (unseen domains: over domains). {recipe.evaluate.examples} evaluation examples a "
             f"task, prompts in held-out words.",
-            *(table(split, found) for split, found in splits.items()),
+            *(table(most, split, found) for split, found in splits.items()),
         ]
     )
     result = {**head, "splits": splits, "per_task": lines}

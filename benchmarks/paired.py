@@ -1,0 +1,185 @@
+"""A generator and the rivals that need no training, on as many examples as the protocol asks for.
+
+    python benchmarks/paired.py recipes/two_networks.yaml --evaluate.examples=100 [--generator FOLDER] \
+        [--contexts prompt no_prompt] [--results FOLDER]
+
+In: a recipe with encoded or collected runs; a generator of its tasks, the package's own unless named.
+Out: accuracy on the recipe's unseen tasks, and paired differences with intervals (bootstrap over tasks;
+unseen domains: over domains), in `<recipe>_paired.json` and `.md`. Rivals: the regression that is fitted on
+the same runs and prompts and guided on the validation tasks (`ridge`), the mean of the stored adapters, and
+the multi-task LoRA that all of these are added to (`origin`). Interrupted, it goes on at the task where it
+was.
+"""
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import require_unseen
+
+from ltdi_peft.baselines import RidgeRival, fit_ridge_rival, tensor_digest, with_best_guidance
+from ltdi_peft.batched import stack_adapters
+from ltdi_peft.collect import Bench, open_bench
+from ltdi_peft.config import Recipe, load_recipe
+from ltdi_peft.evaluate import guidance_of, header
+from ltdi_peft.generate import find_generator
+from ltdi_peft.generator import Generator
+from ltdi_peft.kept import Line, hashed, kept_lines
+from ltdi_peft.multi_task import validation_tasks
+from ltdi_peft.origin import at_origin, has_origin, recipe_origin
+from ltdi_peft.prepare import prepare
+from ltdi_peft.protocol import generator_digest, one_by_one, seed_prompts
+from ltdi_peft.score import make_sheet, score
+from ltdi_peft.spec import require_same_spec
+from ltdi_peft.statistics import mean_difference
+from ltdi_peft.summary import CONTEXTS, UNSEEN
+from ltdi_peft.tables import lines_of
+from ltdi_peft.task import Task
+from ltdi_peft.train import recipe_encoder
+from ltdi_peft.trajectory import json_bytes, replace_file
+
+OURS, RIDGE, MEAN, ORIGIN = "ours", "ridge", "mean", "origin"
+Compared = dict[str, Any]  # tasks, accuracy and paired differences of one split
+
+
+def guided_ridges(bench: Bench, generator: Generator, contexts: Sequence[str]) -> dict[str, RidgeRival]:
+    """Context → the regression on the recipe's runs, at its best guidance there by the validation tasks."""
+    encoder = recipe_encoder(bench)
+    prepared = prepare(bench.recipe, encoder, bench.suite, progress=True)
+    if has_origin(bench.recipe):
+        prepared = at_origin(prepared, recipe_origin(bench, prepared.codec.start)[0])
+    rival, tasks = fit_ridge_rival(prepared.data, prepared.codec, generator), validation_tasks(bench)
+    return {
+        context: with_best_guidance(rival, bench, tasks, encoder, context=context)[0] for context in contexts
+    }
+
+
+def scored(bench: Bench, generator: Generator, ridges: Mapping[str, RidgeRival], task: Task) -> Line:
+    """Context → method → accuracy on the task's evaluation examples, mean over the recipe's seeds."""
+    evaluate = bench.recipe.evaluate
+    prompts = seed_prompts(task, evaluate.seeds)
+    conditions = generator.encode_prompts(prompts, bench.base)
+    found: Line = {}
+    for context, ridge in ridges.items():
+        decode = ridge.codec.decode
+        made = {
+            OURS: one_by_one(generator, bench, prompts, evaluate.seeds, context=context),
+            RIDGE: ridge.adapters(conditions),
+            MEAN: [decode(ridge.mean)],
+            ORIGIN: [decode(torch.zeros_like(ridge.mean))],
+        }
+        asked = task.held_out_prompts if context == "prompt" else None
+        sheet = make_sheet(bench.adapted, task.evaluation[: evaluate.examples], asked)
+        every = [adapter for own in made.values() for adapter in own]
+        accuracy = score(bench.adapted, sheet, stack_adapters(every, bench.adapted.device)).accuracy
+        values = iter(accuracy.tolist())
+        found[context] = {
+            method: round(statistics.fmean(next(values) for _ in own), 6) for method, own in made.items()
+        }
+    return found
+
+
+def compared(
+    ours: str, split: str, tasks: Sequence[Task], lines: Mapping[str, Line], recipe: Recipe
+) -> Compared:
+    """Mean accuracies over the tasks, and how far method `ours` is above each other one, with intervals."""
+    clusters = [task.domain if split == "unseen_domains" else task.name for task in tasks]
+    options = {"draws": recipe.evaluate.bootstrap, "seed": recipe.seed}
+    found: Compared = {"tasks": len(tasks), "accuracy": {}, "paired": {}}
+    for context, methods in lines[tasks[0].name].items():
+        columns = {
+            method: torch.tensor([lines[task.name][context][method] for task in tasks], dtype=torch.float64)
+            for method in methods
+        }
+        found["accuracy"][context] = {method: float(values.mean()) for method, values in columns.items()}
+        found["paired"][context] = {
+            method: asdict(mean_difference(columns[ours], values, clusters, **options))
+            for method, values in columns.items()
+            if method != ours
+        }
+    return found
+
+
+def table(ours: str, split: str, found: Compared) -> str:
+    """One split as Markdown."""
+    contexts = [context for context in CONTEXTS if context in found["accuracy"]]
+    titles = {"prompt": "prompt in context", "no_prompt": "without prompt"}
+    rows = []
+    for method in found["accuracy"][contexts[0]]:
+        row = [method]
+        for context in contexts:
+            gap = found["paired"][context].get(method)
+            row.append(f"{found['accuracy'][context][method]:.3f}")
+            row.append(f"{gap['value']:+.4f} [{gap['low']:.4f}, {gap['high']:.4f}]" if gap else "")
+        rows.append(row)
+    head = ["method", *(title for context in contexts for title in (titles[context], f"{ours} − it"))]
+    return f"## {split.replace('_', ' ')} ({found['tasks']})\n\n{lines_of(head, rows)}".strip()
+
+
+def measured(
+    bench: Bench, generator: Generator, contexts: Sequence[str], *, progress: bool = True
+) -> dict[str, Any]:
+    """The result: where and how, and for each split what `compared` finds."""
+    recipe = bench.recipe
+    require_same_spec(bench.spec, generator.spec, "the generator")
+    tasks = {split: bench.suite.split(split) for split in UNSEEN if bench.suite.split(split)}
+    every = [task for part in tasks.values() for task in part]
+    require_unseen(generator, (task.name for task in every))
+    ridges = guided_ridges(bench, generator, contexts)
+    guided = {context: asdict(ridge.guidance) for context, ridge in ridges.items()}
+    weights = tensor_digest([next(iter(ridges.values())).ridge.weight])
+    about = {"generator": generator_digest(generator), "ridge": weights, "guidance": guided}
+    about |= {"seeds": recipe.evaluate.seeds, "base": bench.base.weights_fingerprint}
+    keys = {task.name: hashed({**task.to_dict(), "examples": recipe.evaluate.examples}) for task in every}
+    lines = kept_lines(
+        recipe.folder / "evaluation" / f"paired-{hashed(about)}.jsonl",
+        every,
+        keys,
+        lambda group: [scored(bench, generator, ridges, task) for task in group],
+        together=1,
+        desc="evaluation",
+        progress=progress,
+    )
+    splits = {split: compared(OURS, split, part, lines, recipe) for split, part in tasks.items()}
+    trials = {OURS: guidance_of(generator), RIDGE: guided}
+    return {**header(bench, trials), "splits": splits, "per_task": lines}
+
+
+def page(found: dict[str, Any], command: str, examples: int) -> str:
+    """The result as Markdown."""
+    head = ("date", "machine", "commit", "base_model", "suite", "seeds", "trials")
+    about = "\n".join(f"- {key.replace('_', ' ')}: {found[key]}" for key in head)
+    made = (
+        f"Made by `{command}`; intervals are 95 %, bootstrapped over tasks (unseen domains: over domains). "
+        f"Up to {examples} evaluation examples a task, prompts in held-out words."
+    )
+    parts = [table(OURS, split, one) for split, one in found["splits"].items()]
+    return "\n\n".join([f"# {found['recipe']}, paired", about, made, *parts]) + "\n"
+
+
+def main() -> None:
+    """Score, compare, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("--generator", help="a folder; the package's own by default")
+    parser.add_argument("--contexts", nargs="+", choices=CONTEXTS, default=list(CONTEXTS))
+    parser.add_argument("--results", type=Path, default=Path("docs/results"))
+    known, overrides = parser.parse_known_args()
+    recipe = load_recipe(known.recipe, overrides)
+    found = measured(open_bench(recipe), find_generator(known.generator), known.contexts)
+    named = [f"--generator {known.generator}"] if known.generator else []
+    asked = [known.recipe, *overrides, *named, "--contexts", *known.contexts]
+    text = page(found, f"python benchmarks/paired.py {' '.join(asked)}", recipe.evaluate.examples)
+    replace_file(known.results / f"{recipe.name}_paired.json", json_bytes(found))
+    replace_file(known.results / f"{recipe.name}_paired.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
