@@ -15,6 +15,7 @@ import copy
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -29,11 +30,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ltdi_peft.base import MINILM, Base, locate
+from ltdi_peft.base import MINILM, Base, locate, weights_fingerprint
 from ltdi_peft.config import ENCODERS
+from ltdi_peft.provenance import weights_digest
 from ltdi_peft.spec import Adapter, delta_w
 from ltdi_peft.task import Example
 
+VERSION = 1  # of what is made of a text, for conditions that are kept
 BATCH = 64  # prompts a forward pass
 WORDS = 512  # numbers that the words of a prompt are hashed into
 PROMPT_WEIGHT = 0.5  # of a prompt that has examples beside it
@@ -85,6 +88,14 @@ class PromptEncoder:
         self.prompt_width = hidden + (WORDS if self.words else 0)
         self.evidence_width = hidden + WORDS if examples else 0
         self.width = self.prompt_width + self.evidence_width
+        self._tuned = weights_digest(tuning) if tuning else None
+
+    def identity(self) -> dict[str, Any]:
+        """What conditions depend on beside the texts, as JSON."""
+        model = self.model
+        where = [str(model.dtype), model.device.type]
+        about = {"version": VERSION, "encoder": self.name, "examples": self.examples, "tuned": self._tuned}
+        return {**about, "weights": weights_fingerprint(model), "computed": where}
 
     @torch.no_grad()
     def __call__(

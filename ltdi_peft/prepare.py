@@ -27,6 +27,7 @@ from ltdi_peft.config import DiffusionConfig, Recipe
 from ltdi_peft.encode import FORMAT_VERSION as CODEC_VERSION
 from ltdi_peft.encode import AdapterCodec, round_trip
 from ltdi_peft.encoded import Encoded, Runs, recipe_encoded
+from ltdi_peft.kept import hashed
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import Sites, require_same_spec, site_norms
 from ltdi_peft.store import Trajectory, TrajectoryStore
@@ -200,19 +201,46 @@ def runs_with(tokens: Float[Tensor, "run k site width"], runs: Sequence[Trajecto
 
 
 def training_set(
-    encoded: Encoded, encoder: PromptEncoder, suite: TaskSuite, *, progress: bool = False
+    encoded: Encoded,
+    encoder: PromptEncoder,
+    suite: TaskSuite,
+    *,
+    keep: Path | None = None,
+    progress: bool = False,
 ) -> TrainingSet:
     """Tokens, and conditions of the suite's prompts: a run does not care how its task is asked for later.
 
     A task with fewer paraphrases than another has some of its own twice. Where the encoder reads examples,
-    there is a second condition of each prompt, with examples beside it.
+    there is a second condition of each prompt, with examples beside it. keep: a folder to keep conditions in.
     """
     runs, names = encoded.runs, tuple(sorted(set(encoded.runs.tasks)))
     count = max(len(suite[name].prompts) for name in names)
-    bar = tqdm(names, desc="prompts", unit="task", disable=not progress)
-    conditions = torch.stack([task_conditions(encoder, suite[name], count) for name in bar])
+    tasks = [suite[name] for name in names]
+    conditions = all_conditions(encoder, tasks, count, keep, progress=progress)
     task = torch.tensor([names.index(name) for name in runs.tasks])
     return TrainingSet(names, runs.tokens, task, conditions, encoder.evidence_width)
+
+
+def all_conditions(
+    encoder: PromptEncoder, tasks: Sequence[Task], count: int, keep: Path | None, *, progress: bool
+) -> Float[Tensor, "task prompt condition"]:
+    """`task_conditions` of every task; with `keep` bit for bit what was computed first.
+
+    Tens of thousands of prompts take minutes on a CPU, and a training that goes on needs the same bits.
+    """
+    if keep is None:
+        bar = tqdm(tasks, desc="prompts", unit="task", disable=not progress)
+        return torch.stack([task_conditions(encoder, task, count) for task in bar])
+    texts = [[task.name, list(task.prompts)] for task in tasks]
+    if encoder.examples:
+        texts += [[asdict(example) for example in task.train[:EXAMPLE_POOL]] for task in tasks]
+    about = {"encoder": encoder.identity(), "count": count, "texts": texts}
+    file = keep / f"conditions-{hashed(about)}.safetensors"
+    if not file.is_file():
+        keep.mkdir(parents=True, exist_ok=True)
+        found = all_conditions(encoder, tasks, count, None, progress=progress)
+        replace_file(file, save({"conditions": found}))
+    return load_file(file)["conditions"]
 
 
 def task_conditions(encoder: PromptEncoder, task: Task, count: int) -> Float[Tensor, "prompt condition"]:
@@ -271,7 +299,7 @@ def least_and_largest(norms: Sequence[dict[str, float]]) -> dict[str, tuple[floa
 def prepare(recipe: Recipe, encoder: PromptEncoder, suite: TaskSuite, *, progress: bool = False) -> Prepared:
     """Codec, tokens, conditions and centre of the training runs, from the store or from `train.encoded`."""
     encoded = encoded_of(recipe, suite, progress=progress)
-    data = training_set(encoded, encoder, suite, progress=progress)
+    data = training_set(encoded, encoder, suite, keep=recipe.folder / "cache", progress=progress)
     return Prepared(encoded.codec, data, fit_centre(data, recipe.diffusion), encoded.norm_range)
 
 

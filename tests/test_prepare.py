@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_bench import SPLITS, collected, prepared_of
+from tiny_bench import SPLITS, collected, prepared_of, tiny_bench
 from torch.testing import assert_close
 
 from ltdi_peft import prepare as room
 from ltdi_peft.centre import INTERCEPT
+from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import CodecConfig
 from ltdi_peft.distance import delta_w_distance
 from ltdi_peft.encode import AdapterCodec
@@ -18,6 +19,7 @@ from ltdi_peft.prepare import (
     Gate,
     GateError,
     TrainingSet,
+    all_conditions,
     cache_file,
     fit_centre,
     fit_codec,
@@ -52,6 +54,29 @@ def random_set(tasks=6, prompts=2):
     conditions = torch.randn(tasks, prompts, 4, generator=rng)
     tokens = torch.randn(tasks, 3, 2, 5, generator=rng)
     return TrainingSet(tuple("abcdef"), tokens, torch.arange(tasks), conditions)
+
+
+# ---- conditions
+
+
+def test_conditions_are_read_where_nothing_changed(bench, prepared, monkeypatch):
+    monkeypatch.setattr(PromptEncoder, "__call__", lambda *args: pytest.fail("encoded again"))
+    assert torch.equal(prepared_of(bench).data.conditions, prepared.data.conditions)
+
+
+def test_conditions_of_other_texts_or_another_encoder_are_made_anew(bench, tmp_path):
+    encoder, tasks = PromptEncoder("base", base=bench.base), [bench.suite[name] for name in SPLITS["train"]]
+    found = all_conditions(encoder, tasks, 2, tmp_path, progress=False)
+    assert torch.equal(found, all_conditions(encoder, tasks, 2, None, progress=False))
+    other = replace(tasks[0], prompts=("name w1", "say w2"))
+    asked = all_conditions(encoder, [other, *tasks[1:]], 2, tmp_path, progress=False)
+    assert not torch.equal(asked[0], found[0])
+    assert torch.equal(asked[1:], found[1:])
+    other_model = PromptEncoder("base", base=tiny_bench(bench.recipe).base)
+    with torch.no_grad():
+        next(other_model.model.parameters()).mul_(-1)
+    assert not torch.equal(all_conditions(other_model, tasks, 2, tmp_path, progress=False), found)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 # ---- centre
