@@ -73,6 +73,11 @@ class Chain:
         """e_j = round(j·T/k), the time at which local chain j ends, for j = 1 … k."""
         return torch.tensor([round(j * self.T / self.k) for j in range(1, self.k + 1)])
 
+    @cached_property
+    def numbers(self) -> tuple[list[float], list[int]]:
+        """`abar` and `ends` outside tensors, which take longer to read than a sampler's step to make."""
+        return self.abar.tolist(), self.ends.tolist()
+
     def segment(self, t: Times) -> Times:
         """J(t), the smallest j with e_j > t, counted from 1; t in 0 … T − 1."""
         return torch.searchsorted(self.ends, t.cpu(), right=True) + 1

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ltdi_peft.diffusion import Predict
+from ltdi_peft.chain import Chain
+from ltdi_peft.diffusion import Predict, Step, walk
 
 TIME_WIDTH = 64  # sines and cosines of t
 LONGEST_PERIOD = 10_000.0  # chain steps; the shortest is 2π steps, so neighbouring t differ at any T
@@ -180,6 +181,24 @@ class Denoiser(nn.Module):
         """s(t)·(W c + b) + g(t)·x with one s and g per site: late in the chain x says more than c does."""
         share, gain = self.gains(time).unsqueeze(-1).chunk(2, dim=1)
         return (1 + share) * affine + gain * x
+
+    def chain_shares(
+        self, step: Step, chain: Chain, steps: int | None = None
+    ) -> tuple[Float[Tensor, "site 1"], Float[Tensor, "site 1"]]:
+        """(p, q) with p · (W c + b) + q · noise where a chain ends, for a network without its transformer.
+
+        Then F and the sampler's step are linear in x, site by site, with numbers that only t decides: the
+        chain of two numbers a site is the chain of all. `step`: of a sampler that adds no noise.
+        """
+        time = self.time(sinusoids(torch.arange(chain.T, device=self.null.device)).to(self.null))
+        share, gain = self.gains(time).unsqueeze(-1).chunk(2, dim=1)
+        affine, start = torch.eye(2, device=share.device, dtype=share.dtype)[..., None, None]
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            return (1 + share[t]) * affine + gain[t] * x
+
+        of_affine, of_noise = walk(step, predict, start.expand(2, self.config.sites, 1), chain, steps=steps)
+        return of_affine, of_noise
 
 
 def conditioned(

@@ -136,8 +136,9 @@ def weight_for(loss: str, weight: str) -> Weight:
 
 def _shares(chain: Chain, t: int, s: int) -> tuple[float, float, float]:
     """abar_J(t) and abar_J(s) of the segment that holds t, and ∏ α from t to s."""
-    end = chain.abar[next(e for e in chain.ends.tolist() if e > t)]
-    return float(chain.abar[t] / end), float(chain.abar[s] / end), float(chain.abar[t] / chain.abar[s])
+    abar, ends = chain.numbers
+    end = abar[next(e for e in ends if e > t)]
+    return abar[t] / end, abar[s] / end, abar[t] / abar[s]
 
 
 def mean_step(x: Tensor, end: Tensor, chain: Chain, t: int, s: int, rng: Rng | None = None) -> Tensor:

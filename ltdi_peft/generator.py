@@ -137,10 +137,19 @@ class Generator(nn.Module, ModelHubMixin):
         0 leaves the mean and what the network adds without a condition. `config.mean_share` below 1 leaves
         out part of what the training runs have in common; the origin of tokens is the shared start.
         """
-        # A sampler that adds noise would give each row of a batch another: such rows go one by one.
-        parts = conditions.split(1 if self.config.sampler == "stochastic" else len(conditions))
-        about = {"seed": seed, "guidance_scale": guidance_scale, "steps": steps}
-        return torch.cat([deque(self.token_path(part, **about), maxlen=1)[0] for part in parts])
+        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        conditions = conditions.to(self.centre)
+        if self.denoiser.config.nonlinear or self.config.sampler == "stochastic":
+            # A sampler that adds noise would give each row of a batch another: such rows go one by one.
+            parts = conditions.split(1 if self.config.sampler == "stochastic" else len(conditions))
+            about = {"seed": seed, "guidance_scale": scale, "steps": steps}
+            return torch.cat([deque(self.token_path(part, **about), maxlen=1)[0] for part in parts])
+        centre, noise = self._begin(conditions, torch.Generator().manual_seed(seed), scale)
+        of_affine, of_noise = self.denoiser.chain_shares(STEPS[self.config.sampler], self.chain, steps)
+        affine = self.denoiser.affine(conditions)
+        if scale != 1:
+            affine = torch.lerp(self.denoiser.affine(self.denoiser.null[None]), affine, scale)
+        return centre + self.spread * (of_affine * affine + of_noise * noise)
 
     def token_path(
         self,
@@ -150,16 +159,22 @@ class Generator(nn.Module, ModelHubMixin):
         guidance_scale: float | None = None,
         steps: int | None = None,
     ) -> Iterator[Float[Tensor, "prompt site width"]]:
-        """The tokens at every time of the chain, from the noise to what `tokens` returns."""
+        """The tokens at every time of the chain, from the noise to what `tokens` returns up to rounding."""
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         conditions = conditions.to(self.centre)
         rng = torch.Generator().manual_seed(seed)
-        noise = torch.randn(1, *self.mean.shape, generator=rng).to(self.centre)
-        said = self.predicted_centre(conditions) - self.mean
-        centre = self.config.mean_share * self.mean + scale * said
+        centre, noise = self._begin(conditions, rng, scale)
         start, step = noise.expand(len(conditions), -1, -1), STEPS[self.config.sampler]
         for x in path(step, self._guided(conditions, scale), start, self.chain, rng, steps):
             yield centre + self.spread * x
+
+    def _begin(
+        self, conditions: Float[Tensor, "prompt condition"], rng: torch.Generator, scale: float
+    ) -> tuple[Float[Tensor, "prompt site width"], Float[Tensor, "1 site width"]]:
+        """Where the chain's differences are counted from, and the noise that it begins at."""
+        noise = torch.randn(1, *self.mean.shape, generator=rng).to(self.centre)
+        said = self.predicted_centre(conditions) - self.mean
+        return self.config.mean_share * self.mean + scale * said, noise
 
     def _guided(self, conditions: Float[Tensor, "prompt condition"], scale: float) -> Predict:
         conditional = self.denoiser.predictor(conditions)

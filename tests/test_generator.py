@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from ltdi_peft.base import load_base
 from ltdi_peft.config import load_recipe
-from ltdi_peft.generator import Generator, load_generator, nearest_conditions
+from ltdi_peft.generator import BUFFERS, Generator, load_generator, nearest_conditions
 from ltdi_peft.generator_config import GeneratorConfig, shown_recipe
 from ltdi_peft.spec import BrokenAdapterError, site_norms
 
@@ -145,6 +145,24 @@ def test_generation_is_the_formula(generator, base):
         want = want - 0.75 * generator.mean
         assert_close(generator.tokens(conditions, guidance_scale=scale), want, rtol=1e-4, atol=1e-5)
         generator.config = replace(generator.config, mean_share=1.0)
+
+
+@pytest.mark.parametrize("sampler", ["mean_only", "ddim"])
+def test_a_linear_networks_chain_is_taken_at_once(generator, sampler):
+    own = replace(
+        generator.config, sampler=sampler, denoiser={**generator.config.denoiser, "nonlinear": False}
+    )
+    one = Generator(own, generator.codec, **{name: getattr(generator, name) for name in BUFFERS})
+    rng = torch.Generator().manual_seed(0)
+    conditions = torch.randn(3, generator.config.condition_width, generator=rng)
+    with torch.no_grad():
+        for weight in one.denoiser.parameters():
+            weight.copy_(0.3 * torch.randn(weight.shape, generator=rng))
+    for options in ({}, {"steps": 3}, {"guidance_scale": 2.0, "seed": 1}, {"guidance_scale": 0.0}):
+        *_, want = one.token_path(conditions, **options)
+        got = one.tokens(conditions, **options)
+        assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+        assert not torch.equal(got, one.tokens(conditions, **{**options, "steps": 5}))
 
 
 @pytest.mark.parametrize("sampler", ["mean_only", "ddim", "stochastic"])
