@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ltdi_peft.adapter import fresh_adapter, load_adapter_folder, require_base, save_adapter_folder
 from ltdi_peft.base import Base, load_base, require_causal
 from ltdi_peft.batched import AdaptedBase, stack_adapters, unstack_adapter
-from ltdi_peft.config import FitConfig, Recipe, to_dict
+from ltdi_peft.config import FitConfig, Recipe, as_recipe, to_dict
 from ltdi_peft.fit import FitState, Pool, fit_steps, joined, make_plain_pool, make_pool
 from ltdi_peft.fit_point import EVERY, POINT_FILE, FitPoint
 from ltdi_peft.launch import on_cpu
@@ -140,14 +140,17 @@ def recipe_suite(recipe: Recipe) -> TaskSuite:
     return suite.parts(**{name: count for name, count in counts.items() if count is not None})
 
 
-def collect(recipe: Recipe, *, bench: Bench | None = None, progress: bool = True) -> TrajectoryStore:
+def collect(
+    recipe: Recipe | str | Path, *, bench: Bench | None = None, progress: bool = True
+) -> TrajectoryStore:
     """Train and record what is missing; return the store of the training tasks.
 
-    `recipe`: as `ltdi_peft.config.load_recipe` reads it. `bench`: suite and base model, if loaded already.
+    `recipe`: a YAML file or a `Recipe`. `bench`: suite and base model, if loaded already.
     Under `accelerate launch` the runs are split over the processes; the shared start is trained by the main
     one. Raises ValueError, before the base model is loaded, for a suite that cannot be trained on and for an
     `output` that holds runs of other settings.
     """
+    recipe = as_recipe(recipe)
     state = PartialState(cpu=on_cpu(), timeout=PATIENCE)
     suite = bench.suite if bench else recipe_suite(recipe)
     require_examples(suite)
@@ -210,21 +213,19 @@ def timed(folder: Path, stage: str, *, write: bool = True) -> Iterator[None]:
     The process's peak memory goes to `memory.json`, in MB.
     """
     began = time.perf_counter()
+    files = (folder / TIMINGS_FILE, folder / MEMORY_FILE)
+    # Read before the work: a damaged file must not cost it.
+    seconds, peaks = (read_json(file) if write and file.is_file() else {} for file in files)
     try:
         yield
     finally:
         if write:
-            file = folder / TIMINGS_FILE
-            table = read_json(file) if file.is_file() else {}
-            table[stage] = round(table.get(stage, 0.0) + time.perf_counter() - began, 1)
-            replace_file(file, json_bytes(dict(sorted(table.items()))))
+            seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - began, 1)
             # Kilobytes on Linux; of the whole process up to here, so a stage run apart is the stage's own.
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-            memory = folder / MEMORY_FILE
-            table = read_json(memory) if memory.is_file() else {}
-            replace_file(
-                memory, json_bytes(dict(sorted({**table, stage: max(peak, table.get(stage, 0))}.items())))
-            )
+            peaks[stage] = max(peak, peaks.get(stage, 0))
+            for file, table in zip(files, (seconds, peaks), strict=True):
+                replace_file(file, json_bytes(dict(sorted(table.items()))))
 
 
 def shared_start(bench: Bench, *, progress: bool = True) -> Adapter:
@@ -312,8 +313,8 @@ def record_group(bench: Bench, store: TrajectoryStore, start: Adapter, group: Se
                 for index, writer in enumerate(writers):
                     adapter, loss = unstack_adapter(stacked, index), step.loss[index].item()
                     writer.write(step.index, adapter, loss=loss, learning_rate=step.learning_rate)
-    for writer in writers:
-        writer.finish(config.steps)
+        for writer in writers:
+            writer.finish(config.steps)
 
 
 @contextmanager
@@ -322,8 +323,11 @@ def interrupted_if_left(writers: Sequence[RunWriter]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        for writer in writers:
-            writer.interrupt(repr(error))
+        for writer in (one for one in writers if not one.finished):
+            try:
+                writer.interrupt(repr(error))
+            except OSError as failed:
+                error.add_note(f"{writer.path} could not be marked as interrupted: {failed}")
         raise
 
 

@@ -9,11 +9,15 @@ import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ltdi_peft.command import Command
 from ltdi_peft.exchange_commands import EXCHANGE
 from ltdi_peft.serve_command import SERVE
 from ltdi_peft.terminal import Answer, table
+
+if TYPE_CHECKING:
+    from ltdi_peft.task import Example
 
 # ---- calibrate, collect, train, evaluate, plan
 
@@ -202,16 +206,20 @@ def generate_folder(known: Namespace) -> Answer:
     return Answer([about], [f"written to {known.out}; {load}"])
 
 
-def read_examples(path: Path) -> list[tuple[str, str]]:
-    """(input, answer) pairs of a JSONL file; ValueError names the line that is none."""
-    pairs = []
+def read_examples(path: Path) -> "list[Example]":
+    """Examples of a JSONL file, one a line; ValueError names the line that is none."""
+    from ltdi_peft.generate import as_examples
+
+    found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
         try:
-            text, answer = json.loads(line)
+            found += as_examples([json.loads(line)])
         except ValueError as error:
-            raise ValueError(f'{path}:{number}: expected ["input", "answer"], got {line!r}.') from error
-        pairs.append((str(text), str(answer)))
-    return pairs
+            wanted = '["input", "answer"] or {"input": …, "answer": …}'
+            raise ValueError(f"{path}:{number}: expected {wanted}, got {line!r}.") from error
+    return found
 
 
 COMMANDS = (

@@ -103,8 +103,8 @@ class PromptEncoder:
     ) -> Float[Tensor, "prompt condition"]:
         """Unit vectors on the CPU. `examples`: of each prompt, or none at all.
 
-        Raises ValueError for an empty prompt, for a text that is longer than the encoder reads, and for
-        examples where it reads none.
+        Raises ValueError for an empty prompt, for a text that is longer than the encoder reads, for examples
+        where it reads none, and unless there is a list of them for each prompt.
         """
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise ValueError("a task prompt is empty; describe the task, e.g. 'Translate to French.'")
@@ -112,6 +112,11 @@ class PromptEncoder:
             raise ValueError(
                 "these conditions are of prompts alone; a recipe with condition.examples above 0 trains a "
                 "generator that reads examples."
+            )
+        if examples and (len(examples) != len(prompts) or not all(examples)):
+            raise ValueError(
+                f"examples are one list a prompt, none of them empty: {len(prompts)} prompts came with lists "
+                f"of {[len(own) for own in examples]}."
             )
         said = self.said(prompts)
         if not self.examples:

@@ -355,6 +355,15 @@ class Recipe:
         return self.folder / "generator"
 
 
+def as_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe itself, or read from its file. ValueError for overrides of one that is no file."""
+    if not isinstance(recipe, Recipe):
+        return load_recipe(recipe, overrides)
+    if overrides:
+        raise ValueError(f"overrides {list(overrides)} are for a recipe file; dataclasses.replace a Recipe.")
+    return recipe
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a YAML recipe and apply overrides `--section.field=value` (or `section.field=value`), in order."""
     path = Path(path)

@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -33,7 +34,7 @@ from ltdi_peft.baselines import (
 from ltdi_peft.cards import scores_of
 from ltdi_peft.collect import Bench, open_bench, recipe_suite, shared_start, timed
 from ltdi_peft.condition import PromptEncoder
-from ltdi_peft.config import Recipe
+from ltdi_peft.config import Recipe, as_recipe
 from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
 from ltdi_peft.figures import write_figures
 from ltdi_peft.flops import count_flops
@@ -73,7 +74,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "ltdi_
 
 
 def evaluate(
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     *,
     bench: Bench | None = None,
     generator: Generator | None = None,
@@ -82,12 +83,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the recipe's methods on its unseen tasks; write and return the result (docs/formats.md).
 
+    `recipe`: a YAML file or a `Recipe`. `bench`: suite and base model, if loaded already.
+
     Writes `<results>/<recipe.name>.json` and `.md`, and the figures it has data for into the folder
     `<results>/<recipe.name>`; without matplotlib a warning (UserWarning) says how to get them. The generator
     defaults to `<output>/generator`; what the rivals need is trained on the way and kept there too. Raises,
     before any model is loaded, ValueError for an unknown method or unseen tasks without their own run (`ltdi
     collect`), and FileNotFoundError when there is no generator (`ltdi train`).
     """
+    recipe = as_recipe(recipe)
     methods = chosen_methods(recipe)
     suite = bench.suite if bench else recipe_suite(recipe)
     oracles = held_out_oracles(recipe, suite)
@@ -302,13 +306,18 @@ def header(bench: Bench, trials: dict[str, Any]) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with "-dirty" for changed files; None outside a git checkout."""
+    """The checkout's commit, with "-dirty" for changed files; None outside a git checkout.
+
+    Warns (UserWarning) where git refuses to say.
+    """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return None  # no git on this machine
+    if done.returncode and "not a git repository" not in done.stderr:
+        warnings.warn(f"the result has no commit, git says: {done.stderr.strip()}", stacklevel=2)
+    return done.stdout.strip() or None
 
 
 def machine(device: torch.device) -> str:

@@ -8,10 +8,10 @@ must change the model's logits. What cannot be proved is taken off the model aga
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import cast, no_type_check
 
 import torch
 from peft import PeftModel
@@ -26,7 +26,7 @@ from ltdi_peft.generator_config import default_folder
 from ltdi_peft.provenance import note_provenance
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import BrokenAdapterError, SpecMismatchError
-from ltdi_peft.task import Example
+from ltdi_peft.task import Example, ExampleLike
 
 GENERATOR_VARIABLE = "LTDI_GENERATOR"
 CANDIDATES_OR_NOT = (
@@ -43,7 +43,7 @@ def generate_adapter(
     generator: Generator | str | Path | None = None,
     base_model: PreTrainedModel | PeftModel | str | Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    examples: Sequence[Example | Sequence[str]] = (),
+    examples: Iterable[ExampleLike] = (),
     num_candidates: int = 1,
     guidance_scale: float | None = None,
     seed: int = 0,
@@ -71,14 +71,15 @@ def generate_adapter(
     model that is loaded here.
 
     Raises ValueError, before anything is changed, for an empty prompt, a name in use, candidates without
-    examples, or examples of which nothing would be read; SpecMismatchError for a base model of another
-    architecture or tokenizer; BrokenAdapterError when the proof fails, and the model is then what it was
-    before. Warns (UserWarning) when the base's weights are not those trained on, and when a norm had to be
-    scaled into the training range.
+    examples, examples of which nothing would be read, or options of loading beside a loaded model;
+    SpecMismatchError for a base model of another architecture or tokenizer; BrokenAdapterError when the proof
+    fails, and the model is then what it was before. Warns (UserWarning) when the base's weights are not those
+    trained on, and when a norm had to be scaled into the training range.
     """
     require_prompt(task_prompt)
     pairs = as_examples(examples)
     require_candidates(num_candidates, pairs)
+    require_base_model(base_model, {"device": device, "dtype": dtype, "load_in_4bit": load_in_4bit})
     require_free_name(base_model, adapter_name)
     trained = find_generator(generator, revision=revision, token=token, cache_dir=cache_dir)
     reads = trained.config.condition_examples > 0
@@ -115,8 +116,13 @@ def generate_adapter(
 # ---- refusals that need no model
 
 
-def require_prompt(task_prompt: str) -> None:
-    """ValueError for an empty prompt."""
+def require_prompt(task_prompt: object) -> None:
+    """ValueError for an empty prompt, or what is none."""
+    if not isinstance(task_prompt, str):
+        raise ValueError(
+            f"task_prompt is a {type(task_prompt).__name__}, {task_prompt!r}; expected one sentence. "
+            f"Generator.generate takes several prompts at once."
+        )
     if not task_prompt.strip():
         raise ValueError(
             "task_prompt is empty; describe the task in a sentence, e.g. 'Answer in formal French.'"
@@ -129,16 +135,44 @@ def require_candidates(count: int, examples: Sequence[Example]) -> None:
         raise ValueError(CANDIDATES_OR_NOT.format(count, len(examples)))
 
 
-def as_examples(examples: Sequence[Example | Sequence[str]]) -> list[Example]:
-    """(input, answer) pairs as `Example`s; ValueError for anything else."""
-    for example in examples:
-        if not isinstance(example, Example) and (isinstance(example, str) or len(example) != 2):
-            raise ValueError(f"an example is an (input, answer) pair or an Example, got {example!r}.")
-    return [one if isinstance(one, Example) else Example(one[0], one[1]) for one in examples]
+@no_type_check  # what comes from a file is checked below, and refused by name
+def as_examples(examples: Iterable[ExampleLike]) -> list[Example]:
+    """(input, answer) pairs, or {"input": …, "answer": …}, as `Example`s; ValueError for anything else."""
+    return [_as_example(one) for one in examples]
+
+
+@no_type_check
+def _as_example(one: ExampleLike) -> Example:
+    if isinstance(one, Example):
+        return one
+    if isinstance(one, Mapping) and set(one) == {"input", "answer"}:
+        return Example(one["input"], one["answer"])
+    if isinstance(one, list | tuple) and len(one) == 2:
+        return Example(one[0], one[1])
+    raise ValueError(
+        f"an example is an (input, answer) pair, {{'input': …, 'answer': …}} or an Example, got {one!r}."
+    )
+
+
+def require_base_model(base_model: object, options: Mapping[str, object]) -> None:
+    """ValueError for what is no model and no name of one; for a loaded one, for options of loading."""
+    if isinstance(base_model, PreTrainedModel | PeftModel):
+        if given := sorted(key for key, value in options.items() if value not in (None, False, "auto")):
+            raise ValueError(
+                f"base_model is loaded already, so {given} would change nothing: leave them out, or pass the "
+                f"model's name."
+            )
+    elif base_model is not None and not isinstance(base_model, str | Path):
+        raise ValueError(
+            f"base_model is a {type(base_model).__name__}; expected a PreTrainedModel or PeftModel (unwrap "
+            f"DDP and torch.compile), a folder, a Hub id or None."
+        )
 
 
 def require_free_name(base_model: object, adapter_name: str) -> None:
-    """ValueError when the model has an adapter of this name."""
+    """ValueError for a name that PEFT cannot use, and when the model has an adapter of this name."""
+    if not adapter_name or "." in adapter_name:
+        raise ValueError(f"adapter_name is {adapter_name!r}; expected a name, without dots.")
     if isinstance(base_model, PeftModel) and adapter_name in base_model.peft_config:
         raise ValueError(
             f"the model already has an adapter {adapter_name!r}; choose another adapter_name (in use: "

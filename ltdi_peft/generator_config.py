@@ -127,9 +127,16 @@ with 1 to {count} of them.
 """
 
 SHRUNK = """
-Shrunk from {from_width} to {width} numbers a site, in 8 bits: what it generates moved by {error:.1%} of its
+{how} in 8 bits: what it generates moved by {error:.1%} of its
 way from the shared start (mean over {prompts} prompts that had no part in choosing what is kept).
 """
+
+
+def shrunk_text(about: dict[str, Any]) -> str:
+    """How a generator was made smaller, and what that changed."""
+    narrower = f"Shrunk from {about['from_width']} to {about['width']} numbers a site, stored"
+    how = narrower if about["width"] < about["from_width"] else "Stored"
+    return SHRUNK.format(how=how, **about)
 
 
 def card_text(
@@ -161,7 +168,7 @@ def card_text(
                 ALONE.format(**config.alone) if config.alone else "",
                 TUNED if config.tuned else "",
                 READS.format(count=config.condition_examples) if config.condition_examples else "",
-                SHRUNK.format(**config.shrunk) if config.shrunk else "",
+                shrunk_text(config.shrunk) if config.shrunk else "",
             ]
         ),
     )

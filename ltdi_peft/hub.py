@@ -162,6 +162,7 @@ def download(
 def require_reachable(repo_id: str) -> None:
     """ConnectionError when the Hub may not be asked or does not answer."""
     if not hub_reachable():
+        hub_reachable.cache_clear()  # whoever repeats is asked for again
         raise ConnectionError(
             f"{repo_id}: {constants.ENDPOINT} does not answer, or HF_HUB_OFFLINE is set; repeat"
         )

@@ -74,7 +74,7 @@ class Outcome:
 
 def import_adapters(
     source: str | Path,
-    store: str | Path,
+    store: TrajectoryStore | str | Path,
     *,
     task: str | None = None,
     prompts: str | Sequence[str] = (),
@@ -101,6 +101,7 @@ def import_adapters(
     prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     own = Line(task=task or "", prompts=prompts, domain=domain)
     candidates = find_candidates(str(source), own, Hub(token, cache_dir))
+    store = store.path if isinstance(store, TrajectoryStore) else store
     opened = TrajectoryStore(store) if (Path(store) / "store.json").is_file() else None
     known = opened.trajectories(finished_only=False) if opened else []
     groups = grouped(checked(candidates, known, base_model))
@@ -218,8 +219,8 @@ def planned(group: Sequence[Checked]) -> Plan:
     steps = [one.step for one in group]
     if twice := [step for step in steps if steps.count(step) > 1]:
         raise ValueError(
-            f"{len(twice)} adapters of one run have step {twice[0]}: give each its `step`, or each its own "
-            f"`run` if they are not of one training."
+            f"{steps.count(twice[0])} adapters of one run have step {twice[0]}: give each its `step`, or its "
+            f"own `run` if they are not of one training."
         )
     if steps == [0]:
         raise ValueError("step 0 is the start of a run, and the run has no later step.")

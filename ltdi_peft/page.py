@@ -26,10 +26,10 @@ try:
     from gradio.components import Component
     from gradio.themes import Default
 except ImportError as error:
-    raise ImportError("the page needs Gradio: pip install 'ltdi_peft[serve]'.") from error
+    raise ImportError(f"the page needs Gradio: pip install 'ltdi_peft[serve]' ({error}).") from error
 
 HOST = "127.0.0.1"
-REFUSALS = (ValueError, OSError, ImportError, KeyError)  # what every subcommand says in one line
+REFUSALS = (ValueError, OSError, ImportError)  # what every subcommand says in one line
 PLAIN, TEMPLATE = "Input: … Output: …", "the model's chat template"
 HOUR = 3600  # seconds
 NO_TEXT, PENDING = "(no text)", "…"  # shown for an answer that ended at once, and for one to come

@@ -109,7 +109,8 @@ def examples_cell(made: Made) -> str:
     if made.measured is None:
         return "not measured; paste some to see"
     order, found = made.order, made.measured
-    used = ["chose among candidates"] if order.candidates > 1 else []
+    used = ["were read beside the sentence"] if made.provenance.examples else []
+    used += ["chose among candidates"] if order.candidates > 1 else []
     used += [f"taught {order.refine_steps} steps"] if order.refine_steps else []
     seen = f"; they {' and '.join(used)}, so other examples may do worse" if used else ""
     return f"{right(found)}{seen}"

@@ -22,7 +22,7 @@ from ltdi_peft.trajectory import replace_file
 try:
     import matplotlib
 except ImportError as error:
-    raise ImportError("figures need matplotlib: pip install 'ltdi_peft[plot]'.") from error
+    raise ImportError(f"figures need matplotlib: pip install 'ltdi_peft[plot]' ({error}).") from error
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image  # matplotlib needs it too

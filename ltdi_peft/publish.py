@@ -10,6 +10,7 @@ import tempfile
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import no_type_check
 
 from peft import PeftModel
 
@@ -93,17 +94,34 @@ def save_adapter(model: PeftModel, folder: str | Path) -> None:
 # ---- what is pushed
 
 
+@no_type_check  # what is passed is checked here, and refused by name
+def as_folder(what: str | Path) -> Path:
+    """The folder; ValueError for what is no path, FileNotFoundError where there is none."""
+    if not isinstance(what, str | Path):
+        raise ValueError(
+            f"a {type(what).__name__} cannot be pushed; expected a PeftModel, a GeneratedAdapter, a "
+            f"Generator, a TrajectoryStore or a folder of one."
+        )
+    if not Path(what).is_dir():
+        raise FileNotFoundError(f"{what} cannot be pushed: there is no such folder.")
+    return Path(what)
+
+
+@no_type_check
 def opened(
     what: PeftModel | GeneratedAdapter | Generator | TrajectoryStore | str | Path,
 ) -> Known | Generator | TrajectoryStore:
-    """A folder by what lies in it; FileNotFoundError where there is nothing that can be pushed."""
+    """A folder by what lies in it; FileNotFoundError where there is nothing that can be pushed.
+
+    ValueError for anything else.
+    """
     if isinstance(what, Generator | TrajectoryStore):
         return what
     if isinstance(what, PeftModel):
         return adapter_of(what)
     if isinstance(what, GeneratedAdapter):
         return Known(what.spec, what.adapter, what.provenance)
-    folder = Path(what)
+    folder = as_folder(what)
     if (folder / ADAPTER_FILE).is_file():
         return Known(*load_adapter_folder(folder), read_provenance(folder))
     if (folder / CODEC_FILE).is_file():

@@ -5,6 +5,7 @@ Idea: a snapshot is taken where the weights and the step number agree (`on_step_
 loss of its step is known. Steps are optimiser steps. Process zero writes, the others do nothing.
 Source: the event order of transformers 5.23 `Trainer._run_epoch`, tried with gradient accumulation."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ltdi_peft.recording import DEFAULT_SCHEDULE, AdapterCopy, Recording, RunPlan, require_recordable
+from ltdi_peft.recording import (
+    DEFAULT_SCHEDULE,
+    AdapterCopy,
+    Recording,
+    RunPlan,
+    require_plan,
+    require_recordable,
+)
 from ltdi_peft.recording import Schedule as Schedule
 from ltdi_peft.store import TrajectoryStore
 from ltdi_peft.task import Task
@@ -26,7 +34,7 @@ class LoopRecording:
     """What `record` gives a bare loop. Only process zero holds a `Recording`."""
 
     def __init__(self, recording: Recording | None, first_step: int) -> None:
-        self.steps = first_step  # optimiser steps so far
+        self.steps = self._first = first_step  # optimiser steps so far
         self.recording = recording
         self._latest: tuple[float | Tensor | None, float | None] = (None, None)
 
@@ -39,7 +47,13 @@ class LoopRecording:
         """Call after every `optimizer.step()`, once per optimiser step under gradient accumulation.
 
         A tensor `loss` is only waited for by the writing thread, and only where a snapshot is kept.
+        ValueError for one of several numbers.
         """
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            raise ValueError(
+                f"run {self.run_id}, step {self.steps + 1}: loss has shape {tuple(loss.shape)}; expected one "
+                f"number, e.g. loss.mean()."
+            )
         self.steps += 1
         self._latest = loss, learning_rate
         if self.recording is not None and self.recording.wants(self.steps):
@@ -49,6 +63,12 @@ class LoopRecording:
         """Keep the step that the loop really ended at, and close the run."""
         if self.recording is None:
             return
+        if self.steps == self._first:
+            warnings.warn(
+                f"run {self.run_id}: run.step() was never called, so no step was recorded; call it after "
+                f"every optimizer.step().",
+                stacklevel=4,
+            )
         if self.recording.last_kept != self.steps:
             self.recording.keep(self.steps, self.recording.copy(), *self._latest)
         self.recording.finish(self.steps)
@@ -79,6 +99,7 @@ def record(
     `start_step` > 0 the newest run of this task, seed and `about` goes on after that step. On an exception
     what was recorded is flushed and the run is marked "interrupted". `model` may be wrapped in DDP.
     """
+    require_plan(task, schedule, snapshot_dtype)
     found = require_recordable(model, adapter_name)
     recording = None
     if _is_writer():
@@ -91,11 +112,11 @@ def record(
     run = LoopRecording(recording, start_step)
     try:
         yield run
+        run.finish()
     except BaseException as error:  # KeyboardInterrupt too: the run must not look as if it were still going
         if recording is not None:
-            recording.interrupt(f"{type(error).__name__}: {error}")
+            recording.interrupt_for(error)
         raise
-    run.finish()
 
 
 def _is_writer() -> bool:
@@ -137,9 +158,11 @@ class TrajectoryRecorder(TrainerCallback):
 
         `seed`: that of TrainingArguments unless given. `schedule`: which steps are kept, 16 equal parts
         unless given. `snapshot_dtype`: float32 (exact) or float16 (lossy). `keep_examples`: write the
-        task's examples into the run, too. Raises UnsupportedAdapterError, when training begins, for a model
-        without adapters, sharded training (FSDP) and anything but plain LoRA.
+        task's examples into the run, too. Raises ValueError for what is no task, no schedule or no such
+        dtype; UnsupportedAdapterError, when training begins, for a model without adapters, sharded training
+        (FSDP) and anything but plain LoRA.
         """
+        require_plan(task, schedule, snapshot_dtype)
         self._store = store
         self._task = task
         self._seed = seed
@@ -240,7 +263,11 @@ class TrajectoryRecorder(TrainerCallback):
             self._held = ended if ended and ended.step == last else self._hold(recording, last)
             self._release()
         self._recording = None
-        recording.finish(last)
+        try:
+            recording.finish(last)
+        except BaseException as error:
+            recording.interrupt_for(error)
+            raise
 
     def _hold(self, recording: Recording, step: int) -> _Held:
         return _Held(step, recording.copy(), self._learning_rate)

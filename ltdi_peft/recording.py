@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, no_type_check
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -20,13 +20,17 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ltdi_peft.adapter import UnsupportedAdapterError, copy_of, live_factors, spec_of
-from ltdi_peft.store import RunWriter, TrajectoryStore
+from ltdi_peft.store import DTYPES, RunWriter, TrajectoryStore
 from ltdi_peft.task import Task
 
 # Snapshots waiting to be written. At the bound training waits, so a slow disk costs time and not memory.
 MAX_WAITING = 4
 
 
+KINDS = ("every", "log_spaced", "equal_parts")
+
+
+@no_type_check  # what is passed is checked below, and refused by name
 @dataclass(frozen=True)
 class Schedule:
     """Which optimiser steps become snapshots. The last step always does, θ_0 is stored apart."""
@@ -36,8 +40,8 @@ class Schedule:
     first: int = 1
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.first < 1:
-            raise ValueError(f"a schedule needs positive numbers, got {self}.")
+        if self.kind not in KINDS or not all(isinstance(n, int) and n > 0 for n in (self.count, self.first)):
+            raise ValueError(f"a schedule is of {list(KINDS)} and has positive whole numbers, got {self}.")
 
     @classmethod
     def every(cls, n: int) -> "Schedule":
@@ -140,7 +144,10 @@ class Recording:
         return self._writer.write(step, adapter, None if loss is None else float(loss), learning_rate)
 
     def finish(self, last_step: int) -> None:
-        """Wait for the writing thread and close the run at `last_step`; its snapshot must have been kept."""
+        """Wait for the writing thread and close the run at `last_step`; its snapshot must have been kept.
+
+        Raises what went wrong while writing; the caller then calls `interrupt`.
+        """
         self._pool.shutdown(wait=True)
         for future in self._waiting:
             future.result()
@@ -149,12 +156,27 @@ class Recording:
         else:
             self._writer.interrupt("it ended before the first optimiser step")
 
-    def interrupt(self, reason: str) -> None:
-        """Wait for the writing thread and mark the run as interrupted; what was finished stays readable."""
+    def interrupt(self, reason: str) -> list[str]:
+        """Wait for the writing thread and mark the run as interrupted; what was finished stays readable.
+
+        Returns what went wrong while writing, which `run.json` tells too.
+        """
         self._pool.shutdown(wait=True)
         wait(self._waiting)
         failures = [str(error) for future in self._waiting if (error := future.exception())]
         self._writer.interrupt("; ".join([reason, *failures]))
+        return failures
+
+    def interrupt_for(self, error: BaseException) -> None:
+        """`interrupt`, for an error that goes on: what else went wrong becomes notes of it."""
+        try:
+            lost = self.interrupt(f"{type(error).__name__}: {error}")
+        except OSError as failed:
+            error.add_note(f"run {self.run_id} could not be marked as interrupted: {failed}")
+            return
+        for text in lost:
+            if text != str(error):
+                error.add_note(f"a snapshot of run {self.run_id} was not written: {text}")
 
 
 @dataclass(frozen=True)
@@ -163,6 +185,19 @@ class Recordable:
 
     model: PeftModel
     live: dict[str, tuple[Tensor, Tensor]]  # of `live_factors`
+
+
+@no_type_check  # what is passed is checked here, and refused by name
+def require_plan(task: Task, schedule: Schedule, snapshot_dtype: str) -> None:
+    """ValueError, before anything is trained, for what a recorder cannot use."""
+    if not isinstance(task, Task):
+        raise ValueError(f"task is {task!r}; expected ltdi_peft.Task(name, prompts=[…]).")
+    if not isinstance(schedule, Schedule):
+        raise ValueError(
+            f"schedule is {schedule!r}; expected ltdi_peft.Schedule.equal_parts(16), or another."
+        )
+    if snapshot_dtype not in DTYPES:
+        raise ValueError(f"snapshot_dtype is {snapshot_dtype!r}; known are {sorted(DTYPES)}.")
 
 
 @dataclass(frozen=True)
@@ -202,7 +237,7 @@ class RunPlan:
                 f"{self.task.name!r}, seed {seed}, {about}, so its start is unknown. Train from step 0, or "
                 "without the recorder."
             )
-        newest = max(runs, key=lambda run: run.about["started_at"])
+        newest = max(runs, key=lambda run: run.about.get("started_at", ""))
         spec = spec_of(found.model, self.adapter_name)
         writer = self.store.resume_run(newest.run_id, from_step, spec=spec, planned_steps=planned_steps)
         return Recording(writer, found.live, self.schedule, planned_steps)

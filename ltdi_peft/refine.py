@@ -6,7 +6,7 @@ runs were collected with (`fit_steps`, float32 factors on a frozen base), and th
 the end: what fails on the way leaves it as it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from peft import PeftModel
@@ -19,14 +19,14 @@ from ltdi_peft.config import FitConfig
 from ltdi_peft.fit import Pool, fit_steps
 from ltdi_peft.generate import as_base, as_examples, wrap_passed
 from ltdi_peft.spec import BrokenAdapterError
-from ltdi_peft.task import Example
+from ltdi_peft.task import Example, ExampleLike
 
 LEARNING_RATE = 2e-3  # peak, AdamW; the middle of the grid that few_shot.RATES tries from a generated adapter
 
 
 def refine(
     model: PeftModel | PreTrainedModel,
-    examples: Sequence[Example | Sequence[str]],
+    examples: Iterable[ExampleLike],
     *,
     steps: int = 8,
     learning_rate: float = LEARNING_RATE,
@@ -51,8 +51,10 @@ def refine(
     """
     wanted = require_examples(examples)
     config = FitConfig(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
-    if prompt is not None and not prompt.strip():
-        raise ValueError("prompt is empty; give the task in a sentence, or None to leave it out of context.")
+    if prompt is not None and (not isinstance(prompt, str) or not prompt.strip()):
+        raise ValueError(
+            f"prompt is empty or no text, {prompt!r}; give the task in a sentence, or None to leave it out."
+        )
     if not isinstance(model, PeftModel):
         raise ValueError(
             f"model is a {type(model).__name__} without adapters; refine takes the PeftModel that "
@@ -80,11 +82,12 @@ def refine(
     return model
 
 
-def require_examples(examples: Sequence[Example | Sequence[str]]) -> list[Example]:
+def require_examples(examples: Iterable[ExampleLike]) -> list[Example]:
     """The examples, or ValueError when there are none."""
-    if not examples:
+    found = as_examples(examples)
+    if not found:
         raise ValueError("no examples: refine needs at least one (input, answer) pair to learn from.")
-    return as_examples(examples)
+    return found
 
 
 def chosen_adapter(model: PeftModel, adapter_name: str | None) -> str:

@@ -142,7 +142,7 @@ def found_config(recipe: Recipe) -> tuple[PretrainedConfig, PreTrainedTokenizerB
         config = AutoConfig.from_pretrained(source, **options)
         return config, AutoTokenizer.from_pretrained(source, **options), []
     except OSError as error:
-        if name != SMOLLM2:
+        if name != SMOLLM2 or revision is not None:
             raise OSError(
                 f"the configuration of base model {name!r} is not on this machine and the Hub cannot be "
                 f"asked; give base.model a folder with its config.json, or connect ({error})."

@@ -12,16 +12,17 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from ltdi_peft.cards import scores_of
 from ltdi_peft.collect import recipe_suite
 from ltdi_peft.config import Recipe
 from ltdi_peft.evaluate import guidance_of
 from ltdi_peft.generate import load_base_of
-from ltdi_peft.generator import Generator, load_generator
+from ltdi_peft.generator import EVALUATION_FILE, Generator, load_generator
 from ltdi_peft.generator_config import default_folder
 from ltdi_peft.report import table
 from ltdi_peft.shrink import MAX_BYTES, shrink, stored_bytes
 from ltdi_peft.tables import shown, shown_ends
-from ltdi_peft.trajectory import read_json, replace_file
+from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 CARD_FILE = "README.md"
 SPLIT = "unseen_tasks"
@@ -74,6 +75,7 @@ def shrink_folder(
     if proof:
         text = (partial / CARD_FILE).read_text(encoding="utf-8") + scores_text(proof)
         replace_file(partial / CARD_FILE, text.encode())
+        replace_file(partial / EVALUATION_FILE, json_bytes(scores_of(proof)))
     partial.rename(out)
     about = {"bytes_before": stored_bytes(generator), "bytes": stored_bytes(small)}
     return about | (small.config.shrunk or {})

@@ -58,6 +58,11 @@ class RunWriter:
         self._frozen = read_factors(store.start_path(manifest), manifest["frozen"])
         self._write_manifest()
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run was closed at its last step."""
+        return self._manifest["status"] == FINISHED
+
     def write(
         self, step: int, adapter: Adapter, loss: float | None = None, learning_rate: float | None = None
     ) -> Path:

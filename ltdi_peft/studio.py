@@ -119,6 +119,7 @@ class Studio:
         Raises what `generate_adapter` and `refine` raise; the model then has no more adapters than before.
         """
         name = f"page-{next(self._numbers)}"
+        used = order.candidates > 1 or self.generator.config.condition_examples > 0
         with self._lock, warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", UserWarning)
             self.model = generate_adapter(
@@ -126,7 +127,7 @@ class Studio:
                 generator=self.generator,
                 base_model=self.model,
                 tokenizer=self.base.tokenizer,
-                examples=order.examples if order.candidates > 1 else (),
+                examples=order.examples if used else (),
                 num_candidates=order.candidates if order.examples else 1,
                 guidance_scale=order.guidance_scale,
                 seed=order.seed,

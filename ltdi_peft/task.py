@@ -202,8 +202,8 @@ def _with_data(d: dict[str, Any], where: str, folder: Path) -> dict[str, Any]:
 
 
 def _prompts(task: str, key: str, prompts: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(prompts, str):
-        raise ValueError(f"task {task!r}: {key} must be a list of sentences, got one text {prompts!r}.")
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        raise ValueError(f"task {task!r}: {key} must be a list of sentences, got {prompts!r}.")
     prompts = tuple(prompts)
     for prompt in prompts:
         if not isinstance(prompt, str) or not prompt.strip():
@@ -229,19 +229,22 @@ def uncollected() -> Iterator[None]:
 def _example(task: str, value: ExampleLike) -> Example:
     if type(value) is Example:
         return value
+    parts = value
+    if isinstance(value, (list, tuple)) and 2 <= len(value) <= 3:
+        parts = dict(zip(("input", "answer", "choices"), value, strict=False))
+    known, choices = {"input", "answer", "choices", "turns"}, None
+    if isinstance(parts, dict) and {"input", "answer"} <= set(parts) <= known:
+        choices = parts.get("choices", ())
+    if choices is None or isinstance(choices, str):
+        raise ValueError(
+            f"task {task!r}: an example is [input, answer], [input, answer, [choice, …]] or {{input, answer, "
+            f"choices, turns}}, got {value!r}."
+        )
     try:
-        if isinstance(value, (list, tuple)):
-            if len(value) == 2:
-                return Example(value[0], value[1])
-            return Example(*value[:2], *map(tuple, value[2:]))
-        if isinstance(value, dict):
-            turns = tuple(map(tuple, value.get("turns", ())))
-            return Example(**{**value, "choices": tuple(value.get("choices", ())), "turns": turns})
+        turns = tuple(map(tuple, parts.get("turns", ())))
+        return Example(parts["input"], parts["answer"], tuple(choices), turns)
     except (TypeError, ValueError) as error:
         raise ValueError(f"task {task!r}: {error}") from error
-    raise ValueError(
-        f"task {task!r}: an example is [input, answer] or {{input, answer, choices, turns}}, got {value!r}."
-    )
 
 
 def _example_record(example: Example) -> list[Any] | dict[str, Any]:
@@ -249,6 +252,14 @@ def _example_record(example: Example) -> list[Any] | dict[str, Any]:
         return {key: value for key, value in vars(example).items() if value}
     pair = [example.input, example.answer]
     return [*pair, list(example.choices)] if example.choices else pair
+
+
+class UnknownTaskError(KeyError, ValueError):
+    """A name that no task of a suite has."""
+
+    def __str__(self) -> str:
+        """The sentence itself: of a KeyError Python shows the quoted text."""
+        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -273,6 +284,15 @@ class TaskSuite:
 
     def __post_init__(self) -> None:
         """Give every split an entry, then check the suite whole."""
+        if not isinstance(self.tasks, Mapping):
+            raise ValueError(
+                f"suite {self.name!r}: tasks is a {type(self.tasks).__name__}; expected {{task.name: task}}."
+            )
+        if odd := [name for name, task in self.tasks.items() if task.name != name]:
+            raise ValueError(
+                f"suite {self.name!r}: task {self.tasks[odd[0]].name!r} stands under {odd[0]!r}; expected "
+                f"{{task.name: task}}."
+            )
         if not self.tasks:
             why = "".join(f"\n  {task}: {reason}" for task, reason in list(self.left_out.items())[:5])
             raise ValueError(f"suite {self.name!r} is empty: it needs at least one task.{why}")
@@ -307,8 +327,9 @@ class TaskSuite:
 
     def __getitem__(self, task_name: str) -> Task:
         if task_name not in self.tasks:
-            raise KeyError(
-                f"suite {self.name!r} has no task {task_name!r}; `ltdi tasks` lists its {len(self.tasks)}."
+            raise UnknownTaskError(
+                f"suite {self.name!r} has no task {task_name!r}; `ltdi tasks` (with --source, for a suite of "
+                f"your own) lists its {len(self.tasks)}."
             )
         return self.tasks[task_name]
 

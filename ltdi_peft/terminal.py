@@ -57,9 +57,8 @@ def complain(who: str, error: Exception, *, no_color: bool) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """The message without line breaks; a KeyError's without its quotes."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split())
+    """The message without line breaks."""
+    return " ".join(str(error).split())
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Answer:

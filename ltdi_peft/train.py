@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ltdi_peft.base import require_causal
 from ltdi_peft.collect import PATIENCE, Bench, open_bench, recipe_suite, timed
 from ltdi_peft.condition import PromptEncoder
-from ltdi_peft.config import Recipe, load_recipe
+from ltdi_peft.config import Recipe, as_recipe
 from ltdi_peft.denoiser import conditioned
 from ltdi_peft.diffusion import SAMPLERS, path_loss
 from ltdi_peft.encoding import Targets, held_out_runs, require_frame, require_runs, validation_targets
@@ -73,7 +73,7 @@ def train_generator(
     ValueError, before the base model is loaded, for a recipe without collected runs or with runs of another
     adapter, and GateError when the codec fails its round-trip gate.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    recipe = as_recipe(recipe, overrides)
     suite = bench.suite if bench else recipe_suite(recipe)
     require_runs(recipe, [task.name for task in suite.split("train")])
     accelerator = accelerator or make_accelerator(recipe)
@@ -272,16 +272,21 @@ def chosen(
 
 
 def told(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """What the main process finds out, in every process; its ValueError too, or the others would wait."""
-    found: list[Any] = [None]
+    """What the main process finds out, in every process; its error too, or the others would wait."""
+    found: list[Any] = [None, None]
+    failed: Exception | None = None
     if accelerator.is_main_process:
         try:
-            found = [work()]
-        except ValueError as error:
-            found = [error]
-    (answer,) = broadcast_object_list(found)
-    if isinstance(answer, ValueError):
-        raise answer
+            found = [work(), None]
+        except Exception as error:  # noqa: BLE001  raised again below, in every process
+            failed, found = error, [None, error if isinstance(error, ValueError) else repr(error)]
+    answer, trouble = broadcast_object_list(found)
+    if failed is not None:
+        raise failed
+    if isinstance(trouble, ValueError):
+        raise trouble
+    if trouble is not None:
+        raise RuntimeError(f"the main process failed: {trouble}")
     return answer
 
 

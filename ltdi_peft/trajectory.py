@@ -214,12 +214,12 @@ def read_snapshot(path: Path, total_steps: int) -> Snapshot:
     try:
         with safe_open(path, framework="pt") as reader:
             header = json.loads(reader.metadata()[HEADER])
-    except (SafetensorError, TypeError, KeyError) as error:
+        step = header["step"]
+        return Snapshot(step, step / total_steps, header["loss"], header["learning_rate"], path)
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} is truncated or no snapshot ({error}). Move it away; the others stay readable."
         ) from error
-    step = header["step"]
-    return Snapshot(step, step / total_steps, header["loss"], header["learning_rate"], path)
 
 
 def snapshot_header(step: int, loss: float | None, learning_rate: float | None) -> dict[str, str]:

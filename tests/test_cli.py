@@ -20,6 +20,7 @@ from ltdi_peft.cli import COMPLETION, main, make_parser
 from ltdi_peft.commands import COMMANDS
 from ltdi_peft.generator import load_generator
 from ltdi_peft.suite.bigbench import BIGBENCH_SPLITS
+from ltdi_peft.task import UnknownTaskError
 from ltdi_peft.terminal import in_colour, one_line
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*was scaled into the range:UserWarning")
@@ -139,7 +140,7 @@ def test_unknown_arguments_of_others_are_refused(capsys):
 
 def test_messages_are_one_line():
     assert one_line(ValueError("a\n  b")) == "a b"
-    assert one_line(KeyError("no such task")) == "no such task"
+    assert one_line(UnknownTaskError("no such task")) == "no such task"
 
 
 def test_an_interrupt_ends_with_130(monkeypatch, capsys):

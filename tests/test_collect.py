@@ -14,6 +14,7 @@ from ltdi_peft.adapter import load_adapter_folder
 from ltdi_peft.collect import (
     collect,
     differing,
+    interrupted_if_left,
     record_group,
     record_jobs,
     require_examples,
@@ -192,6 +193,19 @@ def test_an_interrupted_group_says_so(done, tmp_path, monkeypatch):
         record_group(done, store, shared_start(done), [(done.suite.split("train")[0], 0)])
     (row,) = store.describe()
     assert row["status"] == "interrupted"
+
+
+def test_a_run_that_cannot_be_marked_keeps_no_other_from_it(done, tmp_path):
+    """Its error is a note of the one that ended the group."""
+    store, run = TrajectoryStore(tmp_path), TrajectoryStore(done.recipe.store_folder).trajectories()[0]
+    about = {"start": run.start(), "planned_steps": 4}
+    writers = [store.start_run(run.spec, run.task, seed=seed, **about) for seed in range(2)]
+    (writers[0].path / "run.json").unlink()
+    writers[0].path.rmdir()
+    with pytest.raises(RuntimeError, match="the power went out") as caught, interrupted_if_left(writers):
+        raise RuntimeError("the power went out")
+    assert any("could not be marked as interrupted" in note for note in caught.value.__notes__)
+    assert store.trajectory(writers[1].run_id).status == "interrupted"
 
 
 def test_other_settings_are_refused_in_one_output(done):

@@ -130,6 +130,12 @@ def test_who_reads_prompts_alone_refuses_examples(bench, tmp_path):
         encoder(PROMPT, [FIRST])
 
 
+@pytest.mark.parametrize("examples", [[[]], [FIRST, FIRST]])
+def test_each_prompt_has_its_own_examples(encoder, examples):
+    with pytest.raises(ValueError, match=r"one list a prompt, none of them empty: 1 prompts came with lists"):
+        encoder(PROMPT, examples)
+
+
 def test_the_nearest_task_is_found_by_prompts(bench, encoder):
     data = prepare(bench.recipe, encoder, bench.suite).data
     runs = TrajectoryStore(bench.recipe.store_folder).trajectories()

@@ -18,7 +18,16 @@ from ltdi_peft import generate as room
 from ltdi_peft.adapter import live_factors, load_adapter_folder, read_adapter, spec_of
 from ltdi_peft.base import load_base
 from ltdi_peft.batched import AdaptedBase, stack_adapters
-from ltdi_peft.generate import as_base, best_candidate, find_generator, generate_adapter
+from ltdi_peft.commands import read_examples
+from ltdi_peft.generate import (
+    as_base,
+    as_examples,
+    best_candidate,
+    find_generator,
+    generate_adapter,
+    require_base_model,
+    require_prompt,
+)
 from ltdi_peft.generator import Generator, load_generator
 from ltdi_peft.provenance import provenance_of, weights_digest
 from ltdi_peft.score import make_sheet, score
@@ -237,6 +246,28 @@ def test_candidates_and_examples_come_together(options, message):
         generate_adapter(PROMPT, generator="never/opened", **options)
 
 
+def test_examples_come_as_pairs_dicts_or_examples():
+    pairs = [("a", "b"), ["a", "b"], {"input": "a", "answer": "b"}, Example("a", "b")]
+    assert as_examples(pairs) == [Example("a", "b")] * 4
+    assert as_examples(zip("ac", "bd", strict=True)) == [Example("a", "b"), Example("c", "d")]
+
+
+@pytest.mark.parametrize("one", ["ab", 3, ("a",), {"input": "a", "output": "b"}, {"a", "b"}])
+def test_other_examples_are_refused(one):
+    with pytest.raises(ValueError, match=r"an \(input, answer\) pair, .* or an Example, got"):
+        as_examples([one])
+
+
+def test_a_file_of_examples_has_a_pair_or_a_dict_a_line(tmp_path):
+    file = tmp_path / "examples.jsonl"
+    file.write_text('["a", "b"]\n\n{"input": "c", "answer": "d"}\n')
+    assert read_examples(file) == [Example("a", "b"), Example("c", "d")]
+    for line in ('{"input": "a", "output": "b"}', '["a", null]', '"ab"', "3", "a b"):
+        file.write_text(f'["a", "b"]\n{line}\n')
+        with pytest.raises(ValueError, match=r"examples\.jsonl:2: expected \[.input., .answer.\] or"):
+            read_examples(file)
+
+
 # ---- refusals, before anything is changed
 
 
@@ -252,6 +283,18 @@ def test_adapters_come_to_a_16_bit_base_unrounded(world, generator):
 def test_an_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="task_prompt is empty"):
         generate_adapter("  \n", generator="never/opened")
+
+
+def test_what_is_no_prompt_or_no_model_is_refused(model):
+    with pytest.raises(ValueError, match=r"task_prompt is a list.*Generator\.generate takes several"):
+        require_prompt(["one", "two"])
+    with pytest.raises(ValueError, match=r"base_model is a tuple; expected a PreTrainedModel"):
+        require_base_model((model, None), {})
+    options = {"device": "cpu", "load_in_4bit": True}
+    with pytest.raises(ValueError, match=r"loaded already, so \['device', 'load_in_4bit'\] would change"):
+        generate_adapter(PROMPT, generator="never/opened", base_model=model, **options)
+    with pytest.raises(ValueError, match=r"adapter_name is 'a\.b'; expected a name, without dots"):
+        generate_adapter(PROMPT, generator="never/opened", adapter_name="a.b")
 
 
 def test_without_a_generator(no_generator):

@@ -247,7 +247,7 @@ def test_without_matplotlib_an_evaluation_goes_on(no_matplotlib, demo, tmp_path)
 
 def test_without_matplotlib_inspect_says_what_to_install(no_matplotlib, world, tmp_path, capsys):
     assert main(["inspect", str(world.recipe.store_folder), "--plot", str(tmp_path / "p")]) == 2
-    assert "figures need matplotlib: pip install 'ltdi_peft[plot]'." in capsys.readouterr().err
+    assert "figures need matplotlib: pip install 'ltdi_peft[plot]' (" in capsys.readouterr().err
     with pytest.raises(ImportError, match=r"pip install 'ltdi_peft\[plot\]'"):
         write_store_figures(world.recipe.store_folder, tmp_path / "p")
 

@@ -112,6 +112,8 @@ def test_a_page_does_not_say_what_is_not_known(tiny_peft, model):
     assert "| generator | one that was never saved |" in adapter_card(spec, never_saved)
     folder = replace(ABOUT, generator_revision=None)
     assert "| generator | `me/gen`, a folder that is not on the Hub |" in adapter_card(spec, folder)
+    assert "from this sentence alone:" in text
+    assert "from this sentence and 4 examples:" in adapter_card(spec, replace(ABOUT, examples=4))
     trained = adapter_card(spec, None)
     assert "enerated" not in trained
     assert "rank 4, alpha 8, 4 sites (q_proj, v_proj)" in trained

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ltdi_peft.adapter import UnsupportedAdapterError, live_factors, read_adapter
 from ltdi_peft.record import Schedule, TrajectoryRecorder, record
-from ltdi_peft.recording import MAX_WAITING, kept_steps
+from ltdi_peft.recording import MAX_WAITING, kept_steps, require_plan
 from ltdi_peft.store import RunWriter, TrajectoryStore
 from ltdi_peft.task import Task
 
@@ -114,10 +114,12 @@ def test_equal_parts_give_k_different_steps_nearest_to_their_progress(k):
 
 
 def test_schedules_refuse_nonsense():
-    with pytest.raises(ValueError, match="needs positive numbers"):
+    with pytest.raises(ValueError, match="has positive whole numbers"):
         Schedule.every(0)
-    with pytest.raises(ValueError, match="needs positive numbers"):
+    with pytest.raises(ValueError, match="has positive whole numbers"):
         Schedule.log_spaced(3, first=0)
+    with pytest.raises(ValueError, match=r"of \['every', 'log_spaced', 'equal_parts'\].*'evry'"):
+        Schedule("evry", 3)
 
 
 # ---- Trainer
@@ -318,6 +320,49 @@ def test_a_failing_disk_is_told_at_the_end_at_the_latest(store, make_trainer, mo
     assert store.trajectories() == []
 
 
+def test_a_last_write_that_fails_leaves_a_run_that_says_so(store, make_trainer, tiny_peft, monkeypatch):
+    """Whoever records: the run is interrupted, not "recording" for good, and its error is the write's."""
+    write = RunWriter.write
+
+    def fail_at_the_end(self, step, *arguments):
+        if step == 6:
+            raise OSError("no space left on device")
+        return write(self, step, *arguments)
+
+    def loop():
+        model = tiny_peft()
+        with record(model, store, TASK, total_steps=6, schedule=Schedule.every(2)) as run:
+            for loss in steps_of(model, 6):
+                run.step(loss)
+
+    monkeypatch.setattr(RunWriter, "write", fail_at_the_end)
+    for train in (loop, make_trainer(recorder_for(store)).train):
+        with pytest.raises(OSError, match="no space left"):
+            train()
+    runs = store.trajectories(finished_only=False)
+    assert [run.status for run in runs] == ["interrupted"] * 2
+    assert all("no space left" in run.about["interrupted_by"] for run in runs)
+    assert [[s.step for s in run.snapshots] for run in runs] == [[2, 4]] * 2
+
+
+def test_what_cannot_be_recorded_is_refused_before_training(store, tiny_peft):
+    for plan, message in (
+        (("polite", Schedule.every(2), "float32"), r"task is 'polite'; expected ltdi_peft\.Task"),
+        ((TASK, 100, "float32"), r"schedule is 100; expected ltdi_peft\.Schedule"),
+        ((TASK, Schedule.every(2), "int8"), "snapshot_dtype is 'int8'; known are"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            require_plan(*plan)
+    with pytest.raises(ValueError, match="snapshot_dtype is 'int8'"):
+        recorder_for(store, snapshot_dtype="int8")
+    with (
+        pytest.raises(ValueError, match="snapshot_dtype is 'int8'"),
+        record(tiny_peft(), store, TASK, total_steps=3, snapshot_dtype="int8"),
+    ):
+        pytest.fail("training began")
+    assert store.trajectories(finished_only=False) == []
+
+
 def test_unsupported_training_is_refused_at_its_beginning(store, make_trainer, tiny_base, tiny_peft):
     with pytest.raises(
         UnsupportedAdapterError, match="only a PeftModel can be recorded, got LlamaForCausalLM"
@@ -403,6 +448,23 @@ def test_a_loop_that_leaves_early_ends_there(store, tiny_peft):
             run.step()
     (saved,) = store.trajectories()
     assert [(s.step, s.progress) for s in saved.snapshots] == [(2, 2 / 3), (3, 1.0)]
+
+
+def test_a_loop_that_never_steps_is_told(store, tiny_peft):
+    model = tiny_peft()
+    recording = record(model, store, TASK, total_steps=3)
+    with pytest.warns(UserWarning, match=r"run\.step\(\) was never called"), recording:
+        pass
+    (saved,) = store.trajectories(finished_only=False)
+    assert saved.status == "interrupted"
+
+
+def test_a_loss_of_several_numbers_is_refused_by_shape(store, tiny_peft):
+    with (
+        pytest.raises(ValueError, match=r"step 1: loss has shape \(3,\); expected one number"),
+        record(tiny_peft(), store, TASK, total_steps=3) as run,
+    ):
+        run.step(torch.zeros(3))
 
 
 def test_an_exception_flushes_and_marks_the_run(store, tiny_peft):

@@ -15,6 +15,7 @@ from tiny_bench import SPLITS, collected, untrained_generator
 from torch.testing import assert_close
 
 from ltdi_peft.base import load_base
+from ltdi_peft.cards import scores_of
 from ltdi_peft.cli import main
 from ltdi_peft.distance import delta_w_distance
 from ltdi_peft.generate import find_generator, generate_adapter
@@ -256,6 +257,7 @@ def test_the_card_of_the_packages_own_has_the_scores(world, generator, package, 
     assert "- Be better than `multi_task_lora`, as far as shown: G +0.02 [-0.03, 0.07]." in text
     assert "- Read its prompt on unseen domains, as far as shown: G 0.04, with a wrong prompt 0.50." in text
     assert "fine-tunes of 5 tasks" in " ".join(text.split())
+    assert load_generator(package).scores == scores_of(proof_of(generator))  # so that its adapters carry them
 
 
 def test_what_is_shown_is_no_limit(generator):

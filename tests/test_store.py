@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 
 from ltdi_peft.adapter import AdapterSpec, Site, SpecMismatchError
 from ltdi_peft.store import FORMAT_VERSION, TrajectoryStore
 from ltdi_peft.task import Task
+from ltdi_peft.trajectory import HEADER
 
 SPEC = AdapterSpec(
     "tiny/llama",
@@ -315,6 +316,15 @@ def test_a_truncated_snapshot_is_refused_by_file(store, kept):
     path = store.trajectories()[0].snapshots[2].path
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"step-00000030\.safetensors is truncated"):
+        store.trajectories()
+
+
+@pytest.mark.parametrize("header", ["{", "[]", '{"step": 3}'])
+def test_a_snapshot_with_another_header_is_refused_by_file(store, header):
+    write_run(store)
+    path = store.trajectories()[0].snapshots[2].path
+    save_file(load_file(path), path, metadata={HEADER: header})
+    with pytest.raises(ValueError, match=r"step-00000030\.safetensors is truncated or no snapshot"):
         store.trajectories()
 
 

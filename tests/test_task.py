@@ -92,7 +92,10 @@ def test_dict_round_trip():
     [
         ({"name": "t", "prompts": ["a"], "prompt": "a"}, r"here:3: unknown keys \['prompt'\]"),
         ({"name": "t"}, r"here:3: missing keys \['prompts'\]"),
-        ({"name": "t", "prompts": ["a"], "train": [["1"]]}, "here:3: task 't'"),
+        ({"name": "t", "prompts": ["a"], "train": [["1"]]}, r"here:3: task 't': an example is .*got \['1'\]"),
+        ({"name": "t", "prompts": ["a"], "train": [["1", "b", "abc"]]}, "an example is .*'abc'"),
+        ({"name": "t", "prompts": ["a"], "train": [{"input": "1", "output": "2"}]}, "an example is .*output"),
+        ({"name": "t", "prompts": ["a"], "train": [["1", 2]]}, "a text input and a non-blank text answer"),
         ({"name": "t", "prompts": []}, "here:3: .*no prompts"),
     ],
 )
@@ -118,6 +121,12 @@ def test_unknown_names_are_refused():
         suite["z"]
     with pytest.raises(ValueError, match="unknown split 'test'"):
         suite.split("test")
+
+
+def test_a_task_stands_under_its_own_name():
+    tasks = make_suite(train=("a", "b")).tasks
+    with pytest.raises(ValueError, match=r"task 'a' stands under 'x'; expected \{task\.name: task\}"):
+        TaskSuite("s", {"x": tasks["a"]}, {"train": ("x",)})
 
 
 @pytest.mark.parametrize(

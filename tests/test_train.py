@@ -202,6 +202,23 @@ def test_an_error_of_the_main_process_is_told_to_all():
     assert told(Accelerator(cpu=True), lambda: 3) == 3
 
 
+def test_what_no_refusal_foresaw_is_told_too(monkeypatch):
+    """The others raise as well, instead of waiting for an answer that never comes."""
+    sent = []
+    monkeypatch.setattr(room, "broadcast_object_list", lambda found: sent.append(found) or found)
+
+    def work():
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        told(Accelerator(cpu=True), work)
+    monkeypatch.setattr(room, "broadcast_object_list", lambda found: sent[0])
+    other = Accelerator(cpu=True)
+    monkeypatch.setattr(type(other), "is_main_process", property(lambda self: False))
+    with pytest.raises(RuntimeError, match=r"the main process failed: OSError.*no space left"):
+        told(other, lambda: pytest.fail("work of the main process alone"))
+
+
 # ---- refusals
 
 
