@@ -28,7 +28,7 @@ from ltdi_peft.config import Recipe, load_recipe
 from ltdi_peft.evaluate import guidance_of, header
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator
-from ltdi_peft.kept import Line, hashed, kept_lines
+from ltdi_peft.kept import Line, hashed, kept_lines, task_keys
 from ltdi_peft.multi_task import validation_tasks
 from ltdi_peft.origin import at_origin, has_origin, recipe_origin
 from ltdi_peft.prepare import prepare
@@ -65,12 +65,11 @@ def scored(bench: Bench, generator: Generator, ridges: Mapping[str, RidgeRival],
     conditions = generator.encode_prompts(prompts, bench.base)
     found: Line = {}
     for context, ridge in ridges.items():
-        decode = ridge.codec.decode
         made = {
             OURS: one_by_one(generator, bench, prompts, evaluate.seeds, context=context),
             RIDGE: ridge.adapters(conditions),
-            MEAN: [decode(ridge.mean)],
-            ORIGIN: [decode(torch.zeros_like(ridge.mean))],
+            MEAN: [ridge.codec.decode(ridge.mean)],
+            ORIGIN: [ridge.codec.nothing()],
         }
         asked = task.held_out_prompts if context == "prompt" else None
         sheet = make_sheet(bench.adapted, task.evaluation[: evaluate.examples], asked)
@@ -134,7 +133,7 @@ def measured(
     weights = tensor_digest([next(iter(ridges.values())).ridge.weight])
     about = {"generator": generator_digest(generator), "ridge": weights, "guidance": guided}
     about |= {"seeds": recipe.evaluate.seeds, "base": bench.base.weights_fingerprint}
-    keys = {task.name: hashed({**task.to_dict(), "examples": recipe.evaluate.examples}) for task in every}
+    keys = task_keys(every, recipe.evaluate.examples)
     lines = kept_lines(
         recipe.folder / "evaluation" / f"paired-{hashed(about)}.jsonl",
         every,

@@ -22,7 +22,7 @@ from ltdi_peft.config import load_recipe
 from ltdi_peft.evaluate import commit, machine
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator
-from ltdi_peft.kept import Line, hashed, kept_lines
+from ltdi_peft.kept import Line, hashed, kept_lines, task_keys
 from ltdi_peft.protocol import generator_digest
 from ltdi_peft.score import make_sheet, pick_shots, score
 from ltdi_peft.spec import require_same_spec
@@ -37,7 +37,7 @@ def scored(bench: Bench, generator: Generator, task: Task, counts: Sequence[int]
     """Context → method → accuracy on the task's evaluation examples."""
     base, adapted = bench.base, bench.adapted
     examples = task.evaluation[: bench.recipe.evaluate.examples]
-    origin = generator.codec.decode(torch.zeros_like(generator.mean))
+    origin = generator.codec.nothing()
     found: Line = {context: {} for context in CONTEXTS}
     for context in CONTEXTS:
         prompts = task.held_out_prompts if context == "prompt" else None
@@ -75,7 +75,7 @@ def main() -> None:
     every = [task for part in tasks.values() for task in part]
     require_unseen(generator, (task.name for task in every))
     about = {"generator": generator_digest(generator), "counts": known.counts, "shots": known.shots}
-    keys = {task.name: hashed({**task.to_dict(), "examples": recipe.evaluate.examples}) for task in every}
+    keys = task_keys(every, recipe.evaluate.examples)
     lines = kept_lines(
         recipe.folder / "evaluation" / f"read-{hashed(about)}.jsonl",
         every,

@@ -12,9 +12,7 @@ wide_rival.py, whose rival joins the table. `--rivals`: for a recipe with other 
 generator starts from, guided for each context on the validation tasks of ours (`ridge`; `ridge_tuned` on a
 tuned encoder, beside the old `ridge`), the mean of the stored adapters and the nearest task's (`mean`,
 `nearest`), and the origin as `multi_task_lora`, where the recipe trains it: on the same prompts, its
-best step by the same validation tasks. With `evaluate.few_shot.tasks`: the few-shot ladder and the curve
-over gradient steps too, on the first so many unseen tasks, whose base and oracle lines are that result's.
-Interrupted, it goes on at the task where it was.
+best step by the same validation tasks. Interrupted, it goes on at the task where it was.
 """
 
 import argparse
@@ -37,12 +35,11 @@ from ltdi_peft.encoded import recipe_encoded
 from ltdi_peft.evaluate import guidance_of, header
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator, nearest_conditions
-from ltdi_peft.kept import Line, hashed, kept_lines
+from ltdi_peft.kept import Line, hashed, kept_lines, task_keys
 from ltdi_peft.multi_task import validation_tasks
 from ltdi_peft.protocol import generator_digest, one_by_one, prompts_of, seed_prompts
-from ltdi_peft.report import few_shot_table, figures, paired_table, table
+from ltdi_peft.report import figures, paired_table, table
 from ltdi_peft.score import make_sheet, score
-from ltdi_peft.sections import few_shot, opened
 from ltdi_peft.spec import Adapter, require_same_spec
 from ltdi_peft.summary import CONTEXTS, TaskScores, summarise
 from ltdi_peft.targets import targets_table
@@ -66,7 +63,7 @@ def accuracies(bench: Bench, task: Task, adapters: Sequence[Adapter], context: s
 
 def scored(bench: Bench, generator: Generator, task: Task, seeds: int, wrong: Sequence[str]) -> Line:
     """Ours, ours with wrong prompts, and the origin, on the task's evaluation examples."""
-    origin, found = generator.codec.decode(torch.zeros(len(bench.spec.sites), generator.codec.width)), {}
+    origin, found = generator.codec.nothing(), {}
     for context in CONTEXTS:
         made = [
             adapter
@@ -112,14 +109,13 @@ def scored_rivals(
     """The rivals that need no training, with the prompts that ours has."""
     conditions = full.encode_prompts(seed_prompts(task, seeds), bench.base)
     decode, found = full.codec.decode, {}
-    said = conditions[:, : full.conditions.shape[1]]
-    near = [full.config.training_tasks[i] for i in nearest_conditions(said, full.conditions).tolist()]
+    near = [full.config.training_tasks[i] for i in nearest_conditions(conditions, full.conditions).tolist()]
     for context, ridge in ridges.items():
         made = {ridge_name(full): ridge.adapters(conditions), "mean": [decode(full.mean)]}
         if stored:
             made["nearest"] = [decode(stored[name]) for name in near]
         if bench.recipe.train.origin_steps:
-            made["multi_task_lora"] = [decode(torch.zeros_like(full.mean))]
+            made["multi_task_lora"] = [full.codec.nothing()]
         values = iter(accuracies(bench, task, [one for own in made.values() for one in own], context))
         found[context] = {name: [next(values) for _ in own] for name, own in made.items()}
     return found
@@ -178,7 +174,7 @@ def rescored(
     wrong = {one.task: prompts_of([bench.suite[name] for name in one.wrong_tasks[:count]]) for one in old}
     tasks = [bench.suite[one.task] for one in old]
     key = hashed({"generator": generator_digest(generator), "seeds": seeds, "wrong": wrong})
-    keys = {task.name: hashed({**task.to_dict(), "examples": recipe.evaluate.examples}) for task in tasks}
+    keys = task_keys(tasks, recipe.evaluate.examples)
     trials = {OURS: guidance_of(generator)}
 
     def kept(name: str, key: str, one: Callable[[Task], Line]) -> dict[str, Line]:
@@ -195,7 +191,6 @@ def rescored(
         own = kept("rivals", key, lambda task: scored_rivals(bench, ridges, stored, full, task, seeds))
         for name, line in lines.items():
             lines[name] = {context: line[context] | own[name][context] for context in CONTEXTS}
-    few = few_shot_of(bench, generator, old, progress=progress) if recipe.evaluate.few_shot.tasks else {}
     again = [name for name in AGAIN if name in lines[old[0].task][CONTEXTS[0]]]
     start = generator.codec.start or bench.fresh
     cost = seconds_to_generate(generator, bench) | {"runs": fine_tunes(bench, start, old), "flops": {}}
@@ -207,28 +202,12 @@ def rescored(
         "before": {key: before[key] for key in ("recipe", "commit", "date", "machine")},
         "origin": origin_gap(old, lines),
         "cost": costs(cost, {}),
-        **few,
         **summarise(
             [joined(one, lines[one.task], wide) for one in old],
             draws=recipe.evaluate.bootstrap,
             seed=recipe.seed,
         ),
     }
-
-
-def few_shot_of(
-    bench: Bench, generator: Generator, old: Sequence[TaskScores], *, progress: bool
-) -> dict[str, Any]:
-    """The sections few_shot and curve; roads from the multi-task LoRA begin at the generator's origin."""
-    scores = {one.task: one for one in old if one.split == "unseen_tasks"}
-    origin = generator.codec.decode(torch.zeros_like(generator.mean))
-
-    def ends(task: Task) -> Line:
-        names = ("base", "oracle")
-        return {name: {c: scores[task.name].mean(c, name) for c in CONTEXTS} for name in names}
-
-    few = opened(bench, generator, origin, bench.recipe.folder / "evaluation")
-    return few_shot(few, [bench.suite[name] for name in scores], ends, progress=progress)
 
 
 def page(found: dict[str, Any], arguments: argparse.Namespace) -> str:
@@ -249,7 +228,6 @@ def page(found: dict[str, Any], arguments: argparse.Namespace) -> str:
             f"context ({gap['then']:.3f} there; mean difference of a task {gap['task_difference']:.3f}).\n",
             table(found),
             f"## Targets\n\n{targets_table(found)}",
-            *([few_shot_table(found["few_shot"])] if "few_shot" in found else []),
             f"## Paired differences\n\n{paired_table(found)}",
             figures("Cost (seconds)", found["cost"]),
         ]

@@ -8,18 +8,17 @@ multi-task LoRA at the recipe's rank. Differences are paired and bootstrapped ov
 """
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import require_unseen
+from paired import compared, table
 from tqdm import tqdm
 
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.collect import Bench, open_bench
-from ltdi_peft.config import Recipe, load_recipe
+from ltdi_peft.config import load_recipe
 from ltdi_peft.evaluate import commit, machine
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator
@@ -29,9 +28,7 @@ from ltdi_peft.protocol import one_by_one, seed_prompts
 from ltdi_peft.report import saw_line
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import Adapter, require_same_spec
-from ltdi_peft.statistics import mean_difference
 from ltdi_peft.summary import CONTEXTS, UNSEEN
-from ltdi_peft.tables import lines_of
 from ltdi_peft.task import Task
 from ltdi_peft.trajectory import json_bytes, replace_file
 
@@ -45,7 +42,7 @@ def task_accuracy(
     settings = bench.recipe.evaluate
     examples, prompts = task.evaluation[: settings.examples], task.held_out_prompts
     asked = seed_prompts(task, settings.seeds)
-    origin = generator.codec.decode(torch.zeros(len(bench.spec.sites), generator.codec.width))
+    origin = generator.codec.nothing()
     broad = stack_adapters([rival], wide.adapted.device)
     found = {}
     for context in CONTEXTS:
@@ -59,52 +56,17 @@ def task_accuracy(
     return found
 
 
-def compared(
-    rows: Sequence[dict[str, dict[str, float]]], clusters: Sequence[str], recipe: Recipe
-) -> dict[str, Any]:
-    """Mean accuracies, and what `ours` has more than the others, with intervals."""
-    found: dict[str, Any] = {"accuracy": {}, "paired": {}}
-    for context in CONTEXTS:
-        values = {m: torch.tensor([row[context][m] for row in rows], dtype=torch.float64) for m in METHODS}
-        found["accuracy"][context] = {m: float(value.mean()) for m, value in values.items()}
-        found["paired"][context] = {
-            f"ours - {m}": asdict(
-                mean_difference(
-                    values["ours"], values[m], clusters, draws=recipe.evaluate.bootstrap, seed=recipe.seed
-                )
-            )
-            for m in METHODS[1:]
-        }
-    return found
-
-
-def lines(found: dict[str, Any]) -> str:
-    """The tables of all splits."""
-    parts = []
-    for split, one in found["splits"].items():
-        rows = []
-        for method in METHODS:
-            row = [f"`{method}`"]
-            for context in CONTEXTS:
-                row.append(f"{one['accuracy'][context][method]:.3f}")
-                gap = one["paired"][context].get(f"ours - {method}")
-                row.append(f"{gap['value']:+.3f} [{gap['low']:.3f}, {gap['high']:.3f}]" if gap else "")
-            rows.append(row)
-        head = ["method", "accuracy", "ours − it", "without prompt", "ours − it"]
-        parts.append(f"## {split.replace('_', ' ')} ({one['tasks']})\n\n{lines_of(head, rows)}")
-    return "\n\n".join(part.strip() for part in parts)
-
-
 def page(found: dict[str, Any], recipe: str, generator: str) -> str:
     """The result as Markdown; `recipe` and `generator` as they were named."""
     head = "\n".join(f"- {key}: {found[key]}" for key in ("recipe", "machine", "commit"))
     tried = found["trained"]
     best = max(point["accuracy"] for point in tried["curve"])
+    tables = "\n\n".join(table(METHODS[0], split, one) for split, one in found["splits"].items())
     return (
         f"# {found['recipe']}_wide\n\n{head}\n- generator: {generator}\n\n"
         f"Made by `python benchmarks/wide_rival.py {recipe}`; intervals are 95 %.\n\n"
         f"`multi_task_lora_4x` has rank {tried['rank']}; after {tried['steps']} steps its best accuracy on "
-        f"validation tasks is {best:.3f}.\n{saw_line('multi_task_lora_4x', tried)}\n{lines(found)}\n"
+        f"validation tasks is {best:.3f}.\n{saw_line('multi_task_lora_4x', tried)}\n{tables}\n"
     )
 
 
@@ -131,8 +93,7 @@ def main() -> None:
             continue
         bar = tqdm(tasks, desc=split, unit="task")
         scored = {task.name: task_accuracy(bench, wide, rival, generator, task) for task in bar}
-        clusters = [task.domain if split == "unseen_domains" else task.name for task in tasks]
-        splits[split] = {"tasks": len(tasks), **compared(list(scored.values()), clusters, recipe)}
+        splits[split] = compared(METHODS[0], split, tasks, scored, recipe)
         per_task |= scored
     about = {"recipe": recipe.name, "machine": machine(torch.device("cpu")), "commit": commit()}
     found = {**about, "trained": tried, "splits": splits, "per_task": per_task}

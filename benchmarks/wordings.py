@@ -65,7 +65,7 @@ def recognised(encoder: PromptEncoder, count: int) -> tuple[float, float]:
 def accuracies(bench: Bench, generator: Generator, task: Task, examples: int) -> list[list[float]]:
     """For a training wording, a held-out one and none in context: origin, and ours given either wording."""
     wordings = (task.prompts[:1], task.held_out_prompts[:1])
-    origin = generator.codec.decode(torch.zeros_like(generator.mean))
+    origin = generator.codec.nothing()
     rows = []
     for context in (*wordings, None):
         asked = {"base": bench.base, "prompt_in_context": context is not None}

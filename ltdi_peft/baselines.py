@@ -88,8 +88,7 @@ class NearestTask:
 
     def adapters(self, conditions: Float[Tensor, "prompt condition"]) -> list[Adapter]:
         """One a prompt; equal answers are one object."""
-        said = conditions[:, : self.conditions.shape[1]]  # of prompts; in what was measured there is no more
-        index = nearest_conditions(said, self.conditions).tolist()
+        index = nearest_conditions(conditions, self.conditions).tolist()
         made = {i: self.move(final_adapter(self.runs[i])) for i in set(index)}
         return [made[i] for i in index]
 

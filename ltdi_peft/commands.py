@@ -156,7 +156,7 @@ def generate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     parser.add_argument("--generator", help="folder or Hub id; else $LTDI_GENERATOR")
     parser.add_argument("--base-model", help="folder or Hub id; else the generator's own")
-    examples = "JSONL of [input, answer]; for --candidates and --refine-steps"
+    examples = "JSONL of [input, answer]; for --candidates, --refine-steps and generators that read them"
     parser.add_argument("--examples", type=Path, help=examples)
     parser.add_argument("--candidates", type=int, default=1, help="so many, the best on the examples wins")
     steps = "gradient steps on the examples afterwards"

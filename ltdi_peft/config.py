@@ -50,7 +50,7 @@ class BaseConfig:
 class SuiteConfig:
     """The tasks, and how many of each split are used (None: all)."""
 
-    source: str = "builtin"  # "builtin", a .jsonl file, or a folder of BIG-bench task.json files
+    source: str = "builtin"  # "builtin", "bigbench", a .jsonl file, or a folder of task.json files
     split_file: str | None = None
     domains: tuple[str, ...] = ()  # only tasks of these; empty: all
     match: tuple[str, ...] = ()  # only task names like one of these, e.g. "*/*/brackets"; empty: all

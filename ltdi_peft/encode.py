@@ -248,6 +248,10 @@ class AdapterCodec:
         """The adapter of the tokens: float32, CPU, contiguous. decode(0) is the gauge's origin."""
         return next(self.decode_many(tokens[None]))
 
+    def nothing(self) -> Adapter:
+        """What zero tokens mean: the adapter that differences are added to."""
+        return self.decode(torch.zeros(len(self.frames), self.width))
+
     def decode_many(self, tokens: Float[Tensor, "batch site width"]) -> Iterator[Adapter]:
         """`decode` of each, up to rounding."""
         for factors in self.decode_batches(tokens):

@@ -366,5 +366,5 @@ def require_file(folder: Path, name: str) -> None:
 def nearest_conditions(
     conditions: Float[Tensor, "prompt condition"], training: Float[Tensor, "task condition"]
 ) -> Int[Tensor, " prompt"]:
-    """Index of the training task whose condition has the largest inner product."""
-    return (conditions @ training.mT).argmax(1)
+    """Index of the training task with the largest inner product; of examples nothing counts."""
+    return (conditions[:, : training.shape[1]] @ training.mT).argmax(1)

@@ -57,6 +57,11 @@ def whole_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in kept.splitlines()]
 
 
+def task_keys(tasks: Sequence[Task], examples: int) -> dict[str, str]:
+    """Task → the key of a line about so many of its evaluation examples."""
+    return {task.name: hashed({**task.to_dict(), "examples": examples}) for task in tasks}
+
+
 def hashed(table: Mapping[str, Any]) -> str:
     """16 hex digits of a JSON table."""
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]

@@ -191,7 +191,7 @@ def moved(small: Generator, generator: Generator, conditions: Float[Tensor, "pro
 
     Over both purposes too.
     """
-    spec, start = generator.spec, generator.codec.decode(torch.zeros_like(generator.mean))
+    spec, start = generator.spec, generator.codec.nothing()
     errors = []
     for pair in zip(purposes(generator), purposes(small), strict=True):
         for condition in conditions.split(1):

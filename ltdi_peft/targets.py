@@ -5,7 +5,7 @@ Idea: targets stand beside the figures of the same run, the missed ones too; a f
 measure says so.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,10 +126,15 @@ def speed_up(result: dict[str, Any]) -> Iterator[Target]:
 
 
 def targets_table(result: dict[str, Any]) -> str:
-    """As Markdown."""
+    """All of a result's, as Markdown."""
+    return target_lines(targets(result))
+
+
+def target_lines(found: Iterable[Target]) -> str:
+    """These, as Markdown."""
     rows = [
         [target.figure, target.found or "not measured", verdict(target.first), verdict(target.then)]
-        for target in targets(result)
+        for target in found
     ]
     return lines_of(["figure", "found", "first target", "then"], rows)
 

@@ -459,8 +459,11 @@ def test_unsupported_folders_are_refused(folder, changes, message):
 
 
 def test_a_folder_of_a_newer_peft_with_unused_settings_loads(folder):
+    spec, adapter = load_adapter_folder(folder)
     edit_config(folder, from_the_future=None)
-    load_adapter_folder(folder)
+    found = load_adapter_folder(folder)
+    assert found[0] == spec
+    assert_same_adapter(found[1], adapter)
 
 
 def test_saving_never_replaces_an_adapter(folder, tiny_peft):

@@ -17,11 +17,14 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))  # recipes/accelerate/ holds
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_recipe_loads(path):
     recipe = load_recipe(path)
-    assert recipe.output, f"{path} names no output folder"
+    assert recipe.name == path.stem
+    assert recipe.output != Recipe().output, f"{path} names no output folder"
 
 
 def test_there_are_recipes():
     assert RECIPES, "no recipe found: test_recipe_loads would guard nothing"
+    outputs = [load_recipe(path).output for path in RECIPES]
+    assert len(set(outputs)) == len(outputs)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import pytest
 import torch
 from tiny_bench import tiny_bench, tiny_recipe
 
-from ltdi_peft import lower
 from ltdi_peft.batched import AdaptedBase
 from ltdi_peft.fit import make_pool
 from ltdi_peft.lower import digest, kept_inputs
@@ -44,8 +43,15 @@ def test_other_rows_and_another_cut_are_computed(bench, task, tmp_path, monkeypa
 
 def test_a_killed_writer_leaves_nothing_that_is_read(bench, task, tmp_path, monkeypatch):
     rows = make_pool(bench.adapted, task, 3).rows
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(lower, "replace_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("ltdi_peft.trajectory.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             kept_inputs(bench.adapted, rows, tmp_path)
-    assert [len(x) for x in kept_inputs(bench.adapted, rows, tmp_path)] == [len(row.ids) for row in rows]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+    kept = kept_inputs(bench.adapted, rows, tmp_path)
+    for one, computed in zip(kept, bench.adapted.inputs(rows), strict=True):
+        torch.testing.assert_close(one, computed, rtol=0, atol=0)

@@ -95,7 +95,29 @@ def test_there_are_documents_with_links():
 
 
 def test_code_words_of_documents_name_files_that_exist():
-    """`recipes/…`, `tests/…`, `ltdi_peft/…` in the prose."""
-    for document in DOCUMENTS:
-        for path in re.findall(r"`((?:recipes|tests|examples|ltdi_peft)/[\w/.]+)`", document.read_text()):
-            assert (ROOT / path).exists(), f"{document.name} names {path}"
+    """`recipes/…`, `benchmarks/…` and others, in the prose and in commands; the log tells of older files."""
+    folders, kinds = (
+        "recipes|tests|examples|ltdi_peft|benchmarks|docs",
+        "py|yaml|json|md|jsonl|safetensors|sh",
+    )
+    named = rf"(?<![\w/.])((?:{folders})/[\w/.-]+\.(?:{kinds}))(?![\w/])"
+    found = [
+        (document, path)
+        for document in DOCUMENTS
+        if document.name not in ("log.md", "adapter_alone.md")
+        for path in re.findall(named, document.read_text())
+        if "NAME" not in path
+    ]
+    assert len(found) > 100
+    assert [f"{document.name}: {path}" for document, path in found if not (ROOT / path).exists()] == []
+
+
+def test_options_of_benchmarks_in_documents_are_theirs():
+    named = re.compile(r"`(--[\w-]+)` of (benchmarks/\w+\.py)")
+    found = [
+        match
+        for document in (*DOCUMENTS, ROOT / "CHANGELOG.md")
+        for match in named.findall(document.read_text())
+    ]
+    assert found
+    assert [one for one in found if f'"{one[0]}"' not in (ROOT / one[1]).read_text()] == []

@@ -53,10 +53,19 @@ def test_the_same_generator_has_its_old_line_again(rescore, bench, generator, be
     for other in ("multi_task_lora", "mean"):
         assert found["paired"][f"ours - {other}"] == before["paired"][f"ours - {other}"]
     assert found["cost"]["generate"]["batch_1"] > 0
+
+
+def test_a_few_examples_without_a_store(bench, generator, before):
+    room = script("benchmarks/few_shot.py")
+    found = room.measured(bench, generator, before, progress=False)
     again, old = ({**of["few_shot"]["2"], **of["curve"]} for of in (found, before))
     # What begins at the multi-task LoRA begins at the origin here, another adapter in this recipe.
     other = [name for name in old if again[name] != old[name]]
     assert set(other) <= {"lora_from_start", "start"}
+    text = room.page(found, "command")
+    assert "| `generated` |" in text
+    assert "| 16 examples, no gradient step: accuracy | not measured |" in text
+    assert "5× fewer than from scratch: " in text
 
 
 def test_another_generator_changes_its_own_lines_alone(rescore, bench, generator, before):
