@@ -10,6 +10,7 @@ encoder was tuned, and evaluation.json once it was evaluated; nothing in it is a
 import copy
 import json
 import tempfile
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -131,7 +132,7 @@ class Generator(nn.Module, ModelHubMixin):
         guidance_scale: float | None = None,
         steps: int | None = None,
     ) -> Float[Tensor, "prompt site width"]:
-        """Generated tokens, from the same noise for every prompt. `steps`: fewer steps of the chain.
+        """Generated tokens, from the same noise for every prompt. `steps`: fewer steps of the chain, k … T.
 
         Guidance stretches all that the condition says away from the mean adapter: 1 is the plain prediction,
         0 leaves the mean and what the network adds without a condition. `config.mean_share` below 1 leaves
@@ -197,13 +198,21 @@ class Generator(nn.Module, ModelHubMixin):
     ) -> list[GeneratedAdapter]:
         """One adapter a prompt; the same seed gives the same bytes, in another batch up to rounding.
 
-        `steps`: fewer steps of the chain. `base`: only for a generator whose condition.encoder is `base`.
+        `steps`: fewer steps of the chain, k … T; warns (UserWarning) where task loss trained the whole of it.
+        `base`: only for a generator whose condition.encoder is `base`.
         `prompt_in_context`: as in `purposed`. `examples`: as in `encode_prompts`. Raises ValueError for an
         empty prompt, or for one text instead of a list.
         """
         if isinstance(prompts, str):
             raise ValueError(f"generate() takes a list of prompts, got one text: [{prompts!r}] is meant.")
         own = self.purposed(prompt_in_context)
+        trained = self.config.recipe.get("train", {}).get("task_loss", {}).get("steps", 0)
+        if steps is not None and steps < self.chain.T and trained:
+            warnings.warn(
+                f"this generator was trained by task loss through all {self.chain.T} steps of its chain; in "
+                f"{steps} steps most of what it learnt there is missing.",
+                stacklevel=3,
+            )
         conditions = self.encode_prompts(prompts, base, examples)
         tokens = own.tokens(conditions, seed=seed, guidance_scale=guidance_scale, steps=steps)
         similarity, nearest = self.similarities(conditions).max(1)

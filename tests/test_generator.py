@@ -165,6 +165,16 @@ def test_a_linear_networks_chain_is_taken_at_once(generator, sampler):
         assert not torch.equal(got, one.tokens(conditions, **{**options, "steps": 5}))
 
 
+def test_fewer_steps_than_task_loss_trained_are_warned_of(generator, base):
+    """The second stage goes through the last step of the whole chain: of fewer it taught nothing."""
+    generator.generate(PROMPTS, base=base, steps=3)  # says nothing: there was no second stage
+    train = {**generator.config.recipe["train"], "task_loss": {"steps": 2}}
+    generator.config = replace(generator.config, recipe={**generator.config.recipe, "train": train})
+    with pytest.warns(UserWarning, match="by task loss through all .* steps of its chain; in 3 steps"):
+        generator.generate(PROMPTS, base=base, steps=3)
+    generator.generate(PROMPTS, base=base)
+
+
 @pytest.mark.parametrize("sampler", ["mean_only", "ddim", "stochastic"])
 def test_a_batch_changes_nothing_and_seeds_do(generator, base, sampler):
     generator.config = replace(generator.config, sampler=sampler)
