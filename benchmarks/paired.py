@@ -13,7 +13,7 @@ was.
 
 import argparse
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from ltdi_peft.origin import at_origin, has_origin, recipe_origin
 from ltdi_peft.prepare import prepare
 from ltdi_peft.protocol import generator_digest, one_by_one, seed_prompts
 from ltdi_peft.score import make_sheet, score
-from ltdi_peft.spec import require_same_spec
+from ltdi_peft.spec import Adapter, require_same_spec
 from ltdi_peft.statistics import mean_difference
 from ltdi_peft.summary import CONTEXTS, UNSEEN
 from ltdi_peft.tables import lines_of
@@ -58,26 +58,36 @@ def guided_ridges(bench: Bench, generator: Generator, contexts: Sequence[str]) -
     }
 
 
-def scored(bench: Bench, generator: Generator, ridges: Mapping[str, RidgeRival], task: Task) -> Line:
-    """Context → method → accuracy on the task's evaluation examples, mean over the recipe's seeds."""
-    evaluate = bench.recipe.evaluate
-    prompts = seed_prompts(task, evaluate.seeds)
-    conditions = generator.encode_prompts(prompts, bench.base)
+Made = dict[str, list[Adapter]]  # method → its adapters
+
+
+def generated(bench: Bench, generator: Generator, task: Task, context: str) -> Made:
+    """Ours, for each seed's prompt."""
+    seeds = bench.recipe.evaluate.seeds
+    return {OURS: one_by_one(generator, bench, seed_prompts(task, seeds), seeds, context=context)}
+
+
+def rivals(bench: Bench, generator: Generator, ridge: RidgeRival, task: Task) -> Made:
+    """What the rivals answer the same prompts with."""
+    prompts = seed_prompts(task, bench.recipe.evaluate.seeds)
+    return {
+        RIDGE: ridge.adapters(generator.encode_prompts(prompts, bench.base)),
+        MEAN: [ridge.codec.decode(ridge.mean)],
+        ORIGIN: [ridge.codec.nothing()],
+    }
+
+
+def scored(bench: Bench, task: Task, made: Mapping[str, Made]) -> Line:
+    """Context → method → accuracy on the task's evaluation examples, mean over the method's adapters."""
     found: Line = {}
-    for context, ridge in ridges.items():
-        made = {
-            OURS: one_by_one(generator, bench, prompts, evaluate.seeds, context=context),
-            RIDGE: ridge.adapters(conditions),
-            MEAN: [ridge.codec.decode(ridge.mean)],
-            ORIGIN: [ridge.codec.nothing()],
-        }
+    for context, methods in made.items():
         asked = task.held_out_prompts if context == "prompt" else None
-        sheet = make_sheet(bench.adapted, task.evaluation[: evaluate.examples], asked)
-        every = [adapter for own in made.values() for adapter in own]
+        sheet = make_sheet(bench.adapted, task.evaluation[: bench.recipe.evaluate.examples], asked)
+        every = [adapter for own in methods.values() for adapter in own]
         accuracy = score(bench.adapted, sheet, stack_adapters(every, bench.adapted.device)).accuracy
         values = iter(accuracy.tolist())
         found[context] = {
-            method: round(statistics.fmean(next(values) for _ in own), 6) for method, own in made.items()
+            method: round(statistics.fmean(next(values) for _ in own), 6) for method, own in methods.items()
         }
     return found
 
@@ -130,19 +140,24 @@ def measured(
     require_unseen(generator, (task.name for task in every))
     ridges = guided_ridges(bench, generator, contexts)
     guided = {context: asdict(ridge.guidance) for context, ridge in ridges.items()}
+    same = {"seeds": recipe.evaluate.seeds, "base": bench.base.weights_fingerprint}
     weights = tensor_digest([next(iter(ridges.values())).ridge.weight])
-    about = {"generator": generator_digest(generator), "ridge": weights, "guidance": guided}
-    about |= {"seeds": recipe.evaluate.seeds, "base": bench.base.weights_fingerprint}
     keys = task_keys(every, recipe.evaluate.examples)
-    lines = kept_lines(
-        recipe.folder / "evaluation" / f"paired-{hashed(about)}.jsonl",
-        every,
-        keys,
-        lambda group: [scored(bench, generator, ridges, task) for task in group],
-        together=1,
-        desc="evaluation",
-        progress=progress,
-    )
+
+    def kept(name: str, about: dict[str, Any], make: Callable[[Task, str], Made]) -> dict[str, Line]:
+        """Ours and the rivals apart: another guidance of ours leaves theirs as they are."""
+        file = recipe.folder / "evaluation" / f"paired-{name}-{hashed(same | about)}.jsonl"
+
+        def lines(group: list[Task]) -> list[Line]:
+            return [scored(bench, task, {c: make(task, c) for c in contexts}) for task in group]
+
+        return kept_lines(file, every, keys, lines, together=1, desc=name, progress=progress)
+
+    about = {"generator": generator_digest(generator), "contexts": list(contexts)}
+    ours = kept(OURS, about, lambda task, c: generated(bench, generator, task, c))
+    about = {"ridge": weights, "guidance": guided}
+    theirs = kept("rivals", about, lambda task, c: rivals(bench, generator, ridges[c], task))
+    lines = {name: {c: line[c] | theirs[name][c] for c in contexts} for name, line in ours.items()}
     splits = {split: compared(OURS, split, part, lines, recipe) for split, part in tasks.items()}
     trials = {OURS: guidance_of(generator), RIDGE: guided}
     return {**header(bench, trials), "splits": splits, "per_task": lines}

@@ -25,7 +25,7 @@ from ltdi_peft.distance import truncated_mean
 from ltdi_peft.encode import AdapterCodec
 from ltdi_peft.fit import fit_steps, make_pool
 from ltdi_peft.generator import Generator, nearest_conditions
-from ltdi_peft.guidance import SCALE_EXAMPLES, Accuracies, Guidance, best_guidance, guidance_accuracies
+from ltdi_peft.guidance import SCALE_EXAMPLES, Accuracies, Guidance, guidance_accuracies
 from ltdi_peft.prepare import TrainingSet
 from ltdi_peft.score import Sheet, make_sheet, score
 from ltdi_peft.spec import Adapter
@@ -140,7 +140,7 @@ def with_best_guidance(
         return replace(rival, guidance=tried).adapters(encoder(prompt))[0]
 
     found = guidance_accuracies(bench, tasks, predicted, rival.codec.gauge, examples, context)
-    return replace(rival, guidance=best_guidance(found, scored=examples * len(tasks))), found
+    return replace(rival, guidance=found.best()), found.table()
 
 
 # ---- accuracy and identity of an adapter

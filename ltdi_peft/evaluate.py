@@ -253,7 +253,7 @@ def tuned_ridge(
     # In the suite's order, as ours was chosen: a task's place says in which words it is asked.
     tasks = [task for task in validation_tasks(bench) if task.name in held_out]
     about = f"{bench.base.weights_fingerprint} {bench.base.name} {validation_prompts(tasks)}"
-    about += "" if context == "prompt" else f" {context}"
+    about += " paired" if context == "prompt" else f" paired {context}"  # how it is chosen
     key = hashlib.sha256(f"{tensor_digest([ridge.ridge.weight, ridge.mean])} {about}".encode()).hexdigest()
     file = bench.recipe.folder / "evaluation" / f"ridge-{key[:16]}.json"
     if not file.is_file():

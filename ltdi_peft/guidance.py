@@ -1,16 +1,22 @@
 """How far a prediction is followed: the guidance of generators and of the ridge rival alike.
 
-In: something that makes an adapter of a prompt and a `Guidance`, validation tasks.  Out: the best trial.
+In: something that makes an adapter of a prompt and a `Guidance`, validation tasks.  Out: `Tried`, the best.
 Idea: adapter = mean_share · mean + scale · (prediction − mean), counted from the shared start. What all
 training runs have in common helps the adapter that works alone, and may cost what the start knew; how much
 of either is right is seen on validation tasks only.
+Trials answer the same examples, so they are compared task by task: what a trial is ahead by is told far more
+closely than how good it is.
 Source: the scale is classifier-free guidance's, arXiv:2207.12598; the one-standard-error rule, Breiman et al.
-1984.
+1984, here of paired differences.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.collect import Bench
@@ -35,6 +41,41 @@ class Guidance:
 Accuracies = dict[str, dict[str, float]]  # mean share → guidance scale → accuracy on validation tasks
 
 
+@dataclass(frozen=True)
+class Tried:
+    """What every trial scored on every validation task."""
+
+    trials: tuple[Guidance, ...]
+    accuracy: Float[Tensor, "trial task"]
+
+    def table(self) -> Accuracies:
+        """Means over the tasks, for a report; 0 without tasks."""
+        found: Accuracies = {str(one.mean_share): {} for one in self.trials}
+        for one, accuracy in zip(self.trials, mean_over(self.accuracy), strict=True):
+            found[str(one.mean_share)][str(one.scale)] = accuracy
+        return found
+
+    def best(self) -> Guidance:
+        """Of the mean share with the best trial, the scale nearest to 1 that is not told from the best one.
+
+        That is: whose mean difference from it is at most one standard error over the tasks. All of the mean
+        and the plain prediction, if equal or without two tasks to compare on. A handful of tasks cannot tell
+        the large scales apart, and an adapter pushed too far fails on some tasks altogether.
+        """
+        if self.accuracy.shape[1] < 2:
+            return Guidance()
+        best = int(self.accuracy.mean(1).argmax())
+        behind = self.accuracy[best] - self.accuracy
+        error = behind.std(1) / math.sqrt(behind.shape[1])
+        share = self.trials[best].mean_share
+        near = [
+            one
+            for one, gap, least in zip(self.trials, behind.mean(1), error, strict=True)
+            if one.mean_share == share and gap <= least
+        ]
+        return min(near, key=lambda one: abs(one.scale - 1))
+
+
 def trials(gauge: str) -> list[Guidance]:
     """What is tried; in gauge `canonical` there is no start, and nothing to leave out."""
     shares = MEAN_SHARES[:1] if gauge == "canonical" else MEAN_SHARES
@@ -48,7 +89,7 @@ def choose_guidance(
     examples: int = SCALE_EXAMPLES,
     *,
     context: str = "prompt",
-) -> Accuracies:
+) -> Tried:
     """`guidance_accuracies` of a generator on the validation tasks that have evaluation examples."""
     own = generator.config
 
@@ -70,19 +111,15 @@ def guidance_accuracies(
     gauge: str,
     examples: int,
     context: str = "prompt",
-) -> Accuracies:
-    """Mean accuracy of each trial; by default with the prompt in context, the headline column."""
+) -> Tried:
+    """Accuracy of each trial on each task; by default with the prompt in context, the headline column."""
     tried = trials(gauge)
     prompts = validation_prompts(tasks)
 
     def made(task: Task) -> list[Adapter]:
         return [adapter(prompts[task.name], one) for one in tried]
 
-    found: Accuracies = {str(one.mean_share): {} for one in tried}
-    accuracies = mean_accuracies(bench, tasks, made, len(tried), examples, context)
-    for one, accuracy in zip(tried, accuracies, strict=True):
-        found[str(one.mean_share)][str(one.scale)] = accuracy
-    return found
+    return Tried(tuple(tried), task_accuracies(bench, tasks, made, len(tried), examples, context))
 
 
 def validation_prompts(tasks: Sequence[Task]) -> dict[str, list[str]]:
@@ -95,40 +132,27 @@ def validation_prompts(tasks: Sequence[Task]) -> dict[str, list[str]]:
     return {task.name: [task.held_out_prompts[number]] for task, number in asked}
 
 
-def mean_accuracies(
+def task_accuracies(
     bench: Bench,
     tasks: Sequence[Task],
     made: Callable[[Task], Sequence[Adapter]],
     count: int,
     examples: int,
     context: str = "prompt",
-) -> list[float]:
-    """Mean over the tasks of each of a task's `count` adapters; 0 without tasks.
+) -> Float[Tensor, "adapter task"]:
+    """Of each of a task's `count` adapters, float64.
 
     context: "prompt", the task's held-out ones in the model's context, in turn, or "no_prompt".
     """
-    totals = [0.0] * count
-    for task in tasks:
+    found = torch.zeros(count, len(tasks), dtype=torch.float64)
+    for place, task in enumerate(tasks):
         stacked = stack_adapters(made(task), bench.adapted.device)
         prompts = task.held_out_prompts if context == "prompt" else None
         sheet = make_sheet(bench.adapted, task.evaluation[:examples], prompts)
-        accuracies = score(bench.adapted, sheet, stacked).accuracy.tolist()
-        totals = [total + accuracy for total, accuracy in zip(totals, accuracies, strict=True)]
-    return [total / max(len(tasks), 1) for total in totals]
+        found[:, place] = score(bench.adapted, sheet, stacked).accuracy.double().cpu()
+    return found
 
 
-def best_guidance(found: Accuracies, scored: int) -> Guidance:
-    """The mean share with the best accuracy (all of the mean, if equal), and with it `best_scale`."""
-    share = max(found, key=lambda one: max(found[one].values()))
-    return Guidance(best_scale(found[share], scored), float(share))
-
-
-def best_scale(accuracy: dict[str, float], scored: int) -> float:
-    """The scale nearest to 1, the plain prediction, within one standard error of the best accuracy.
-
-    scored: examples behind each accuracy. A handful of validation tasks cannot tell the large scales apart,
-    and an adapter pushed too far fails on some tasks altogether.
-    """
-    best = max(accuracy.values())
-    least = best - math.sqrt(best * (1 - best) / max(scored, 1))
-    return float(min((s for s in accuracy if accuracy[s] >= least), key=lambda s: abs(float(s) - 1)))
+def mean_over(accuracy: Float[Tensor, "adapter task"]) -> list[float]:
+    """Of each adapter, over the tasks; 0 without any."""
+    return (accuracy.sum(1) / max(accuracy.shape[1], 1)).tolist()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ltdi_peft.collect import Bench
 from ltdi_peft.generator import Generator
-from ltdi_peft.guidance import SCALE_EXAMPLES, mean_accuracies, validation_prompts
+from ltdi_peft.guidance import SCALE_EXAMPLES, mean_over, task_accuracies, validation_prompts
 from ltdi_peft.session import Session
 from ltdi_peft.spec import Adapter
 from ltdi_peft.trajectory import replace_file
@@ -78,8 +78,8 @@ def share_accuracies(
             (one,) = generator.generate(prompts[task.name], base=bench.base)
             made[task.name].append(one.adapter)
     generator.denoiser.load_state_dict(second)
-    accuracies = mean_accuracies(bench, tasks, lambda task: made[task.name], len(SHARES), examples, context)
-    return dict(zip(map(str, SHARES), accuracies, strict=True))
+    found = task_accuracies(bench, tasks, lambda task: made[task.name], len(SHARES), examples, context)
+    return dict(zip(map(str, SHARES), mean_over(found), strict=True))
 
 
 def best_share(accuracy: Mapping[str, float]) -> float:

@@ -27,7 +27,7 @@ from ltdi_peft.batched import unstack_adapter
 from ltdi_peft.collect import Bench
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import to_dict
-from ltdi_peft.guidance import SCALE_EXAMPLES, Accuracies, Guidance, best_guidance, guidance_accuracies
+from ltdi_peft.guidance import SCALE_EXAMPLES, Accuracies, Guidance, guidance_accuracies
 from ltdi_peft.hypernetwork import (
     Hypernetwork,
     MeanDifference,
@@ -188,4 +188,4 @@ def with_best_guidance(
 
     tasks = validation_tasks(bench)
     found = guidance_accuracies(bench, tasks, predicted, bench.recipe.collect.gauge, examples)
-    return replace(rival, guidance=best_guidance(found, scored=examples * len(tasks))), found
+    return replace(rival, guidance=found.best()), found.table()

@@ -31,7 +31,7 @@ from ltdi_peft.diffusion import SAMPLERS, path_loss
 from ltdi_peft.encoding import Targets, held_out_runs, require_frame, require_runs, validation_targets
 from ltdi_peft.generator import CONFIG_FILE, Generator, load_generator
 from ltdi_peft.generator_config import GeneratorConfig, shown_recipe
-from ltdi_peft.guidance import SCALE_EXAMPLES, best_guidance, choose_guidance
+from ltdi_peft.guidance import choose_guidance
 from ltdi_peft.launch import on_cpu
 from ltdi_peft.origin import at_origin, recipe_origin
 from ltdi_peft.prepare import Prepared, prepare, require_kept, round_trip_gate
@@ -265,8 +265,8 @@ def chosen(
         shares = told(accelerator, lambda: share_accuracies(generator, first, bench, names, context=context))
         tried["task_loss_share"], share = shares, best_share(shares)
         generator.denoiser.load_state_dict(between(first, generator.denoiser.state_dict(), share))
-    tried["guidance"] = told(accelerator, lambda: choose_guidance(generator, bench, names, context=context))
-    best = best_guidance(tried["guidance"], scored=SCALE_EXAMPLES * len(names))
+    found = told(accelerator, lambda: choose_guidance(generator, bench, names, context=context))
+    tried["guidance"], best = found.table(), found.best()
     generator.config = replace(generator.config, guidance_scale=best.scale, mean_share=best.mean_share)
     return tried
 

@@ -13,8 +13,7 @@ from ltdi_peft.guidance import (
     GUIDANCE,
     MEAN_SHARES,
     Guidance,
-    best_guidance,
-    best_scale,
+    Tried,
     choose_guidance,
     guidance_accuracies,
     trials,
@@ -34,7 +33,7 @@ def test_choosing_the_guidance_leaves_generator_and_base_alone(world, bench):
     generator = load_generator(world.recipe.generator_folder)
     config, weights = generator.config, [w.clone() for w in generator.state_dict().values()]
     base = [p.clone() for p in bench.base.model.parameters()]
-    found = choose_guidance(generator, bench, SPLITS["validation"])
+    found = choose_guidance(generator, bench, SPLITS["validation"]).table()
     assert list(found) == [str(share) for share in MEAN_SHARES]
     assert all(list(one) == [str(scale) for scale in GUIDANCE] for one in found.values())
     assert all(0 <= accuracy <= 1 for one in found.values() for accuracy in one.values())
@@ -43,18 +42,36 @@ def test_choosing_the_guidance_leaves_generator_and_base_alone(world, bench):
     assert all(torch.equal(a, b) for a, b in zip(base, bench.base.model.parameters(), strict=True))
 
 
-def test_equal_accuracies_leave_the_scale_at_one():
-    assert best_scale(dict.fromkeys(map(str, GUIDANCE), 0.0), scored=100) == 1.0
-    assert best_scale({"0.75": 0.2, "1.0": 0.1, "1.5": 0.3}, scored=10**6) == 1.5
-    # √(0.5 · 0.5 / 100) = 0.05: 1.25 is within it, 1.0 is not
-    assert best_scale({"1.0": 0.44, "1.25": 0.46, "2.0": 0.5}, scored=100) == 1.25
+def tried(*accuracies):
+    """One trial each: (scale, mean share), then its accuracy on every task."""
+    trials_, values = zip(*accuracies, strict=True)
+    return Tried(tuple(Guidance(*one) for one in trials_), torch.tensor(values, dtype=torch.float64))
+
+
+def test_equal_accuracies_leave_the_plain_prediction():
+    equal = tried(*(((one.scale, one.mean_share), [0.2, 0.3]) for one in trials("shared_a")))
+    assert equal.best() == Guidance(1.0, 1.0)
+    for tasks in (0, 1):  # nothing to compare on
+        accuracy = torch.zeros(2, tasks, dtype=torch.float64)
+        assert Tried((Guidance(2.0, 0.0), Guidance(1.0, 0.0)), accuracy).best() == Guidance(1.0, 1.0)
+
+
+def test_a_scale_is_left_only_for_one_that_is_ahead_beyond_its_error():
+    """Task by task: the same means, once with equal differences and once with a task that decides alone."""
+    plain = ((1.0, 1.0), [0.2, 0.4, 0.9, 0.5])
+    steady = tried(plain, ((1.5, 1.0), [0.22, 0.42, 0.91, 0.53]))
+    assert steady.best() == Guidance(1.5, 1.0)
+    lucky = tried(plain, ((1.5, 1.0), [0.18, 0.38, 0.88, 0.64]))
+    assert lucky.table() == {"1.0": pytest.approx({"1.0": 0.5, "1.5": 0.52})}
+    assert steady.table() == lucky.table()
+    assert lucky.best() == Guidance(1.0, 1.0)
 
 
 def test_the_better_share_wins_and_a_tie_keeps_the_mean():
-    flat = {"1.0": {"1.0": 0.4, "2.0": 0.4}, "0.0": {"1.0": 0.4, "2.0": 0.4}}
-    assert best_guidance(flat, scored=100) == Guidance(1.0, 1.0)
-    found = {"1.0": {"1.0": 0.4, "2.0": 0.45}, "0.0": {"1.0": 0.1, "2.0": 0.5}}
-    assert best_guidance(found, scored=10**6) == Guidance(2.0, 0.0)
+    flat = tried(*(((scale, share), [0.4, 0.4]) for share in (1.0, 0.0) for scale in (1.0, 2.0)))
+    assert flat.best() == Guidance(1.0, 1.0)
+    better = tried(((1.0, 1.0), [0.4, 0.4]), ((1.0, 0.0), [0.1, 0.1]), ((2.0, 0.0), [0.5, 0.5]))
+    assert better.best() == Guidance(2.0, 0.0)
 
 
 def test_without_a_start_the_mean_is_never_left_out():
@@ -75,7 +92,7 @@ def test_each_accuracy_is_that_of_its_own_trial(bench, monkeypatch):
 
     monkeypatch.setattr(room, "score", reading)
     tasks = [bench.suite[name] for name in SPLITS["validation"] + SPLITS["train"][:1]]
-    found = guidance_accuracies(bench, tasks, marked, "shared_a", 12)
+    found = guidance_accuracies(bench, tasks, marked, "shared_a", 12).table()
     for one in trials("shared_a"):
         accuracy = found[str(one.mean_share)][str(one.scale)]
         assert accuracy == pytest.approx(one.scale / 4 + one.mean_share / 100)

@@ -15,7 +15,7 @@ from ltdi_peft.collect import open_bench
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.encoding import validation_targets
 from ltdi_peft.generator import load_generator
-from ltdi_peft.guidance import GUIDANCE, MEAN_SHARES
+from ltdi_peft.guidance import GUIDANCE, MEAN_SHARES, Guidance, Tried
 from ltdi_peft.prepare import GateError, prepare
 from ltdi_peft.session import Session
 from ltdi_peft.spec import SpecMismatchError
@@ -253,10 +253,17 @@ def test_validation_runs_are_those_of_validation_tasks(world, bench, tmp_path):
 
 # ---- how much of the second stage is kept
 
-# Mean share → scale → accuracy, as two contexts might have it.
+
+def guided(*accuracies):
+    """Trials, each with its accuracy on two tasks."""
+    trials, values = zip(*accuracies, strict=True)
+    return Tried(tuple(Guidance(*one) for one in trials), torch.tensor(values)[:, None].expand(-1, 2))
+
+
+# As two contexts might have it.
 GUIDED = {
-    "prompt": {"1.0": {"1.0": 0.1, "1.25": 0.9}, "0.0": {"1.0": 0.2}},
-    "no_prompt": {"1.0": {"1.0": 0.1}, "0.0": {"1.0": 0.2, "2.0": 0.9}},
+    "prompt": guided(((1.0, 1.0), 0.1), ((1.25, 1.0), 0.9), ((1.0, 0.0), 0.2)),
+    "no_prompt": guided(((1.0, 1.0), 0.1), ((1.0, 0.0), 0.2), ((2.0, 0.0), 0.9)),
 }
 
 

@@ -1,0 +1,76 @@
+"""Choose a generator's guidance anew, as training does, on the validation tasks of a recipe.
+
+    python benchmarks/guide.py recipes/two_networks.yaml --suite.validation=59 --out FOLDER
+
+In: a generator of the recipe's (`--generator FOLDER`; the package's own unless named). More validation tasks
+than it was trained with tell its trials further apart.
+Out: for adapters beside their prompt and for those alone, the accuracy of each trial and what the chosen one
+is ahead of it by, mean and standard error over the tasks; and the generator, guided so, in the new folder
+FOLDER. Nothing else of it changes.
+"""
+
+import argparse
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from ltdi_peft.collect import Bench, open_bench
+from ltdi_peft.config import load_recipe
+from ltdi_peft.generate import find_generator
+from ltdi_peft.generator import Generator
+from ltdi_peft.guidance import Tried, choose_guidance
+from ltdi_peft.multi_task import validation_tasks
+from ltdi_peft.tables import lines_of
+
+
+def guided(generator: Generator, bench: Bench) -> dict[str, Tried]:
+    """Context → what its trials scored; the generator has the best guidance of each afterwards."""
+    names, found = [task.name for task in validation_tasks(bench)], {}
+    if generator.alone is not None:
+        twin = generator.purposed(prompt_in_context=False)
+        found["no_prompt"] = choose_guidance(twin, bench, names, context="no_prompt")
+        best = found["no_prompt"].best()
+        alone = {"guidance_scale": best.scale, "mean_share": best.mean_share}
+        generator.config = replace(generator.config, alone=alone)
+    found["prompt"] = choose_guidance(generator, bench, names)
+    best = found["prompt"].best()
+    generator.config = replace(generator.config, guidance_scale=best.scale, mean_share=best.mean_share)
+    return found
+
+
+def table(tried: Tried) -> str:
+    """A row a trial, the chosen one marked."""
+    best = tried.trials.index(tried.best())
+    rows = []
+    for one, accuracy in zip(tried.trials, tried.accuracy, strict=True):
+        behind = tried.accuracy[best] - accuracy
+        error = (behind.std() / math.sqrt(len(behind))).item()
+        ahead = "chosen" if one == tried.trials[best] else f"{behind.mean().item():+.4f} ± {error:.4f}"
+        rows.append([f"{one.scale:g}", f"{one.mean_share:g}", f"{accuracy.mean().item():.4f}", ahead])
+    return lines_of(["scale", "share of the mean", "accuracy", "the chosen one − it"], rows)
+
+
+def main() -> None:
+    """Choose, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for the generator")
+    parser.add_argument("--generator", help="a folder; the package's own by default")
+    known, overrides = parser.parse_known_args()
+    if known.out.exists():
+        raise SystemExit(f"{known.out} exists already; nothing is overwritten. Choose another --out.")
+    generator = find_generator(known.generator)
+    for context, tried in guided(generator, open_bench(load_recipe(known.recipe, overrides))).items():
+        titles = {"prompt": "prompt in context", "no_prompt": "without prompt"}
+        print(f"{titles[context]}, {tried.accuracy.shape[1]} validation tasks\n\n{table(tried)}")
+    partial = known.out.with_name(f"{known.out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    generator.save_pretrained(partial)
+    partial.rename(known.out)
+
+
+if __name__ == "__main__":
+    main()
