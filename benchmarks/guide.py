@@ -63,6 +63,7 @@ def main() -> None:
     if known.out.exists():
         raise SystemExit(f"{known.out} exists already; nothing is overwritten. Choose another --out.")
     generator = find_generator(known.generator)
+    generator.scores = None  # they are of its old guidance
     for context, tried in guided(generator, open_bench(load_recipe(known.recipe, overrides))).items():
         titles = {"prompt": "prompt in context", "no_prompt": "without prompt"}
         print(f"{titles[context]}, {tried.accuracy.shape[1]} validation tasks\n\n{table(tried)}")

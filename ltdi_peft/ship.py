@@ -56,9 +56,9 @@ def shrink_folder(
     """Write the generator of `source`, shrunk, to the new folder `out`; returns bytes, widths and the error.
 
     recipe: the error is measured on its held-out prompts; without, on training tasks left out of the fit.
-    Into the package's own folder only with `<results>/<recipe>.json` as proof, and with its scores on the
-    card. Raises ValueError where `out` exists, for a generator that does not fit or was shrunk before, and
-    where the proof is missing.
+    One that was shrunk before and fits is written as it is. Into the package's own folder only with
+    `<results>/<recipe>.json` as proof, and with its scores on the card. Raises ValueError where `out` exists,
+    for a generator that does not fit, and where the proof is missing.
     """
     if out.exists():
         raise ValueError(f"{out} exists already; nothing is overwritten, remove it or choose another --out.")
@@ -67,8 +67,11 @@ def shrink_folder(
     if out.resolve() == default_folder().resolve():
         proof = read_json(results / f"{generator.config.recipe['name']}.json")
         require_proof(generator, proof)
-    held_out = held_out_conditions(generator, recipe) if recipe else None
-    small = shrink(generator, held_out=held_out, max_bytes=max_bytes)
+    generator.scores = None  # of what it was before
+    small = generator
+    if not (generator.config.shrunk and stored_bytes(generator) <= max_bytes):
+        held_out = held_out_conditions(generator, recipe) if recipe else None
+        small = shrink(generator, held_out=held_out, max_bytes=max_bytes)
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     small.save_pretrained(partial)

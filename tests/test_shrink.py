@@ -319,6 +319,19 @@ def test_the_package_has_a_place_for_it(tmp_path):
 # ---- the command
 
 
+def test_one_that_is_small_is_written_as_it_is(world, tmp_path):
+    shrink_folder(world.recipe.generator_folder, tmp_path / "small")
+    about = shrink_folder(tmp_path / "small", tmp_path / "again")
+    one, two = (load_generator(tmp_path / name) for name in ("small", "again"))
+    assert one.config == two.config
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    )
+    assert about["bytes"] == about["bytes_before"]
+    with pytest.raises(ValueError, match="was shrunk before"):
+        shrink_folder(tmp_path / "small", tmp_path / "smaller", max_bytes=about["bytes"] - 1)
+
+
 def test_the_command(world, tmp_path, capsys):
     source, out = str(world.recipe.generator_folder), str(tmp_path / "small")
     recipe = str(world.recipe_file(tmp_path))
