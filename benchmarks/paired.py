@@ -14,7 +14,7 @@ was.
 import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from common import require_unseen
 from ltdi_peft.baselines import RidgeRival, fit_ridge_rival, tensor_digest, with_best_guidance
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.collect import Bench, open_bench
+from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe, load_recipe
 from ltdi_peft.evaluate import guidance_of, header
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator
+from ltdi_peft.guidance import Guidance, validation_prompts
 from ltdi_peft.kept import Line, hashed, kept_lines, task_keys
 from ltdi_peft.multi_task import validation_tasks
 from ltdi_peft.origin import at_origin, has_origin, recipe_origin
@@ -40,7 +42,7 @@ from ltdi_peft.summary import CONTEXTS, UNSEEN
 from ltdi_peft.tables import lines_of
 from ltdi_peft.task import Task
 from ltdi_peft.train import recipe_encoder
-from ltdi_peft.trajectory import json_bytes, replace_file
+from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 OURS, RIDGE, MEAN, ORIGIN = "ours", "ridge", "mean", "origin"
 Compared = dict[str, Any]  # tasks, accuracy and paired differences of one split
@@ -53,9 +55,26 @@ def guided_ridges(bench: Bench, generator: Generator, contexts: Sequence[str]) -
     if has_origin(bench.recipe):
         prepared = at_origin(prepared, recipe_origin(bench, prepared.codec.start)[0])
     rival, tasks = fit_ridge_rival(prepared.data, prepared.codec, generator), validation_tasks(bench)
-    return {
-        context: with_best_guidance(rival, bench, tasks, encoder, context=context)[0] for context in contexts
-    }
+    about = {"ridge": tensor_digest([rival.ridge.weight]), "prompts": validation_prompts(tasks)}
+    return {context: guided(bench, rival, tasks, encoder, about, context) for context in contexts}
+
+
+def guided(
+    bench: Bench,
+    rival: RidgeRival,
+    tasks: Sequence[Task],
+    encoder: PromptEncoder,
+    about: dict[str, Any],
+    context: str,
+) -> RidgeRival:
+    """The rival at its best guidance for a context, chosen once."""
+    key = hashed({**about, "base": bench.base.weights_fingerprint, "context": context})
+    file = bench.recipe.folder / "evaluation" / f"paired-guidance-{key}.json"
+    if not file.is_file():
+        chosen, tried = with_best_guidance(rival, bench, tasks, encoder, context=context)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, json_bytes({"guidance": asdict(chosen.guidance), "validation_accuracy": tried}))
+    return replace(rival, guidance=Guidance(**read_json(file)["guidance"]))
 
 
 Made = dict[str, list[Adapter]]  # method → its adapters
@@ -139,7 +158,7 @@ def measured(
     every = [task for part in tasks.values() for task in part]
     require_unseen(generator, (task.name for task in every))
     ridges = guided_ridges(bench, generator, contexts)
-    guided = {context: asdict(ridge.guidance) for context, ridge in ridges.items()}
+    chosen = {context: asdict(ridge.guidance) for context, ridge in ridges.items()}
     same = {"seeds": recipe.evaluate.seeds, "base": bench.base.weights_fingerprint}
     weights = tensor_digest([next(iter(ridges.values())).ridge.weight])
     keys = task_keys(every, recipe.evaluate.examples)
@@ -155,11 +174,11 @@ def measured(
 
     about = {"generator": generator_digest(generator), "contexts": list(contexts)}
     ours = kept(OURS, about, lambda task, c: generated(bench, generator, task, c))
-    about = {"ridge": weights, "guidance": guided}
+    about = {"ridge": weights, "guidance": chosen}
     theirs = kept("rivals", about, lambda task, c: rivals(bench, generator, ridges[c], task))
     lines = {name: {c: line[c] | theirs[name][c] for c in contexts} for name, line in ours.items()}
     splits = {split: compared(OURS, split, part, lines, recipe) for split, part in tasks.items()}
-    trials = {OURS: guidance_of(generator), RIDGE: guided}
+    trials = {OURS: guidance_of(generator), RIDGE: chosen}
     return {**header(bench, trials), "splits": splits, "per_task": lines}
 
 
