@@ -1,7 +1,7 @@
 """A generator and the rivals that need no training, on as many examples as the protocol asks for.
 
     python benchmarks/paired.py recipes/two_networks.yaml --evaluate.examples=100 [--generator FOLDER] \
-        [--contexts prompt no_prompt] [--results FOLDER]
+        [--rivals RESULT] [--contexts prompt no_prompt] [--results FOLDER]
 
 In: a recipe with encoded or collected runs; a generator of its tasks, the package's own unless named.
 Out: accuracy on the recipe's unseen tasks, and paired differences with intervals (bootstrap over tasks;
@@ -14,7 +14,7 @@ was.
 import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from ltdi_peft.train import recipe_encoder
 from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 OURS, RIDGE, MEAN, ORIGIN = "ours", "ridge", "mean", "origin"
+RIVALS = (RIDGE, MEAN, ORIGIN)
 Compared = dict[str, Any]  # tasks, accuracy and paired differences of one split
 
 
@@ -148,47 +149,88 @@ def table(ours: str, split: str, found: Compared) -> str:
     return f"## {split.replace('_', ' ')} ({found['tasks']})\n\n{lines_of(head, rows)}".strip()
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """Scores methods on tasks in some contexts, and keeps the lines."""
+
+    bench: Bench
+    tasks: Sequence[Task]
+    contexts: Sequence[str]
+    progress: bool
+
+    def lines(self, name: str, about: dict[str, Any], make: Callable[[Task, str], Made]) -> dict[str, Line]:
+        """Task → its line, of what `make` makes; `about` is all that this depends on beside the task."""
+        recipe = self.bench.recipe
+        same = {"seeds": recipe.evaluate.seeds, "base": self.bench.base.weights_fingerprint}
+        file = recipe.folder / "evaluation" / f"paired-{name}-{hashed(same | about)}.jsonl"
+
+        def scored_lines(group: list[Task]) -> list[Line]:
+            return [scored(self.bench, task, {c: make(task, c) for c in self.contexts}) for task in group]
+
+        keys = task_keys(self.tasks, recipe.evaluate.examples)
+        options = {"together": 1, "desc": name, "progress": self.progress}
+        return kept_lines(file, self.tasks, keys, scored_lines, **options)
+
+
+def scored_rivals(scorer: Scorer, generator: Generator) -> tuple[dict[str, Line], dict[str, Any]]:
+    """The rivals' lines, and the guidance of the regression."""
+    ridges = guided_ridges(scorer.bench, generator, scorer.contexts)
+    chosen = {context: asdict(ridge.guidance) for context, ridge in ridges.items()}
+    weights = tensor_digest([next(iter(ridges.values())).ridge.weight])
+    about = {"ridge": weights, "guidance": chosen}
+
+    def make(task: Task, context: str) -> Made:
+        return rivals(scorer.bench, generator, ridges[context], task)
+
+    return scorer.lines("rivals", about, make), chosen
+
+
+def rivals_of(before: dict[str, Any], scorer: Scorer) -> tuple[dict[str, Line], dict[str, Any]]:
+    """`scored_rivals`, from an older result; SystemExit for one of other tasks, seeds or examples."""
+    evaluate, names = scorer.bench.recipe.evaluate, [task.name for task in scorer.tasks]
+    lines = before["per_task"]
+    has = {name: sorted(lines.get(name, {})) for name in names}
+    same = before["seeds"] == list(range(evaluate.seeds)) and before["examples"] == evaluate.examples
+    if not same or any(contexts != sorted(scorer.contexts) for contexts in has.values()):
+        raise SystemExit("--rivals: a result of other tasks, contexts, seeds or examples; score them anew.")
+    kept = {name: {c: {m: lines[name][c][m] for m in RIVALS} for c in scorer.contexts} for name in names}
+    return kept, before["trials"][RIDGE]
+
+
 def measured(
-    bench: Bench, generator: Generator, contexts: Sequence[str], *, progress: bool = True
+    bench: Bench,
+    generator: Generator,
+    contexts: Sequence[str],
+    *,
+    before: dict[str, Any] | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """The result: where and how, and for each split what `compared` finds."""
+    """The result: where and how, and for each split what `compared` finds.
+
+    before: an older result of this command whose rivals are taken over.
+    """
     recipe = bench.recipe
     require_same_spec(bench.spec, generator.spec, "the generator")
     tasks = {split: bench.suite.split(split) for split in UNSEEN if bench.suite.split(split)}
     every = [task for part in tasks.values() for task in part]
     require_unseen(generator, (task.name for task in every))
-    ridges = guided_ridges(bench, generator, contexts)
-    chosen = {context: asdict(ridge.guidance) for context, ridge in ridges.items()}
-    same = {"seeds": recipe.evaluate.seeds, "base": bench.base.weights_fingerprint}
-    weights = tensor_digest([next(iter(ridges.values())).ridge.weight])
-    keys = task_keys(every, recipe.evaluate.examples)
-
-    def kept(name: str, about: dict[str, Any], make: Callable[[Task, str], Made]) -> dict[str, Line]:
-        """Ours and the rivals apart: another guidance of ours leaves theirs as they are."""
-        file = recipe.folder / "evaluation" / f"paired-{name}-{hashed(same | about)}.jsonl"
-
-        def lines(group: list[Task]) -> list[Line]:
-            return [scored(bench, task, {c: make(task, c) for c in contexts}) for task in group]
-
-        return kept_lines(file, every, keys, lines, together=1, desc=name, progress=progress)
-
+    scorer = Scorer(bench, every, contexts, progress)
+    theirs, chosen = rivals_of(before, scorer) if before else scored_rivals(scorer, generator)
     about = {"generator": generator_digest(generator), "contexts": list(contexts)}
-    ours = kept(OURS, about, lambda task, c: generated(bench, generator, task, c))
-    about = {"ridge": weights, "guidance": chosen}
-    theirs = kept("rivals", about, lambda task, c: rivals(bench, generator, ridges[c], task))
+    ours = scorer.lines(OURS, about, lambda task, context: generated(bench, generator, task, context))
     lines = {name: {c: line[c] | theirs[name][c] for c in contexts} for name, line in ours.items()}
     splits = {split: compared(OURS, split, part, lines, recipe) for split, part in tasks.items()}
-    trials = {OURS: guidance_of(generator), RIDGE: chosen}
-    return {**header(bench, trials), "splits": splits, "per_task": lines}
+    head = header(bench, {OURS: guidance_of(generator), RIDGE: chosen})
+    return {**head, "examples": recipe.evaluate.examples, "splits": splits, "per_task": lines}
 
 
-def page(found: dict[str, Any], command: str, examples: int) -> str:
+def page(found: dict[str, Any], command: str) -> str:
     """The result as Markdown."""
     head = ("date", "machine", "commit", "base_model", "suite", "seeds", "trials")
     about = "\n".join(f"- {key.replace('_', ' ')}: {found[key]}" for key in head)
     made = (
         f"Made by `{command}`; intervals are 95 %, bootstrapped over tasks (unseen domains: over domains). "
-        f"Up to {examples} evaluation examples a task, prompts in held-out words."
+        f"Up to {found['examples']} evaluation examples a task, prompts in held-out words."
     )
     parts = [table(OURS, split, one) for split, one in found["splits"].items()]
     return "\n\n".join([f"# {found['recipe']}, paired", about, made, *parts]) + "\n"
@@ -201,14 +243,16 @@ def main() -> None:
     )
     parser.add_argument("recipe")
     parser.add_argument("--generator", help="a folder; the package's own by default")
+    parser.add_argument("--rivals", type=Path, help="an older result of this command, to take them from")
     parser.add_argument("--contexts", nargs="+", choices=CONTEXTS, default=list(CONTEXTS))
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
     known, overrides = parser.parse_known_args()
     recipe = load_recipe(known.recipe, overrides)
-    found = measured(open_bench(recipe), find_generator(known.generator), known.contexts)
-    named = [f"--generator {known.generator}"] if known.generator else []
+    before = read_json(known.rivals) if known.rivals else None
+    found = measured(open_bench(recipe), find_generator(known.generator), known.contexts, before=before)
+    named = [f"--{name} {vars(known)[name]}" for name in ("generator", "rivals") if vars(known)[name]]
     asked = [known.recipe, *overrides, *named, "--contexts", *known.contexts]
-    text = page(found, f"python benchmarks/paired.py {' '.join(asked)}", recipe.evaluate.examples)
+    text = page(found, f"python benchmarks/paired.py {' '.join(asked)}")
     replace_file(known.results / f"{recipe.name}_paired.json", json_bytes(found))
     replace_file(known.results / f"{recipe.name}_paired.md", text.encode())
     print(text)

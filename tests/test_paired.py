@@ -42,7 +42,7 @@ def test_a_generator_that_is_the_regression_has_its_line(paired, bench, generato
     gap = same["splits"]["unseen_tasks"]["paired"]["prompt"]["ridge"]
     assert (gap["value"], gap["low"], gap["high"]) == (0, 0, 0)
     assert same["splits"]["unseen_tasks"]["tasks"] == 3
-    assert "| ridge |" in paired.page(same, "command", 6)
+    assert "| ridge |" in paired.page(same, "command")
 
 
 def test_the_origin_is_scored_as_it_is(bench, found):
@@ -58,6 +58,16 @@ def test_what_is_scored_is_kept(paired, bench, generator, found, monkeypatch):
     monkeypatch.setattr(paired, "scored", lambda *args: pytest.fail("scored again"))
     again = paired.measured(bench, generator, ["prompt"], progress=False)
     assert again["per_task"] == found["per_task"]
+
+
+def test_rivals_may_be_those_of_an_older_result(paired, bench, generator, found, monkeypatch):
+    monkeypatch.setattr(paired, "guided_ridges", lambda *args: pytest.fail("fitted again"))
+    same = paired.measured(bench, generator, ["prompt"], before=found, progress=False)
+    assert same["per_task"] == found["per_task"]
+    assert same["trials"] == found["trials"]
+    for other in ({"examples": 5}, {"seeds": [0]}, {"per_task": {}}):
+        with pytest.raises(SystemExit, match="other tasks, contexts, seeds or examples"):
+            paired.measured(bench, generator, ["prompt"], before={**found, **other}, progress=False)
 
 
 def test_differences_are_paired_over_tasks(paired, bench):
