@@ -373,7 +373,7 @@ def require_file(folder: Path, name: str) -> None:
 
 
 def nearest_conditions(
-    conditions: Float[Tensor, "prompt condition"], training: Float[Tensor, "task condition"]
+    conditions: Float[Tensor, "prompt condition"], training: Float[Tensor, "task said"]
 ) -> Int[Tensor, " prompt"]:
     """Index of the training task with the largest inner product; of examples nothing counts."""
     return (conditions[:, : training.shape[1]] @ training.mT).argmax(1)

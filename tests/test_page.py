@@ -151,7 +151,7 @@ def test_without_gradio_serve_says_what_to_install(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "ltdi_peft.page", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["serve", "--generator", "nowhere"]) == 2
-    assert "the page needs Gradio: pip install 'ltdi_peft[serve]'." in capsys.readouterr().err
+    assert "the page needs Gradio: pip install 'ltdi_peft[serve]' (" in capsys.readouterr().err
 
 
 def test_the_core_imports_no_gradio():

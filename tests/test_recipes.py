@@ -44,7 +44,7 @@ def test_a_recipe_loads_and_says_how_to_run_it(path, tmp_path, monkeypatch):
     assert suite.split("unseen_tasks") or suite.split("unseen_domains")
     head = "".join(line for line in path.read_text().splitlines() if line.startswith("#"))
     assert re.match("# (make|ltdi|accelerate launch|python) ", head), "a recipe begins with its command"
-    assert "2 CPU cores" in head, "a recipe says on what machine it takes how long"
+    assert re.search("CPU cores?", head), "a recipe says on what machine it takes how long"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -218,7 +218,7 @@ def test_a_bad_line_spoils_only_itself(library, tmp_path, text, trouble):
 @pytest.mark.parametrize(
     ("second", "reason"),
     [
-        ({}, "2 adapters of one run have step 1: give each its `step`, or each its own `run`"),
+        ({}, "2 adapters of one run have step 1: give each its `step`, or its own `run`"),
         ({"step": 2, "prompts": ["Other."]}, "the snapshots of one run must have one task"),
     ],
 )
