@@ -58,7 +58,8 @@ def curve_table(curve: dict[str, Any]) -> str:
     for origin in ("generated", "start", "fresh"):
         row = curve[origin]
         values = [f"{value:.2f}" for value in row["accuracy"]]
-        rows.append([f"`{origin}`", f"{row['learning_rate']:g}", *values, str(row["steps_to_95"] or "–")])
+        reached = "–" if row["steps_to_95"] is None else str(row["steps_to_95"])
+        rows.append([f"`{origin}`", f"{row['learning_rate']:g}", *values, reached])
     head = ["from", "learning rate", *(str(point) for point in curve["points"]), "95 % of the gain after"]
     ends = f"base {curve['base']['accuracy']:.2f}, oracle {curve['oracle']['accuracy']:.2f}"
     return f"## Gradient steps\n\nAccuracy, prompt in context; {ends}.\n\n{lines_of(head, rows)}"

@@ -7,7 +7,8 @@ In: a recipe with encoded or collected runs; a generator of its tasks, the packa
 Out: accuracy on the recipe's unseen tasks, and paired differences with intervals (bootstrap over tasks;
 unseen domains: over domains), in `<recipe>_paired.json` and `.md`. Rivals: the regression that is fitted on
 the same runs and prompts and guided on the validation tasks (`ridge`), the mean of the stored adapters, and
-the multi-task LoRA that all of these are added to (`origin`). Interrupted, it goes on at the task where it
+the multi-task LoRA that all of these are added to (`origin`). `--rivals`: take their lines from an older
+result of this command with the same tasks, examples and seeds. Interrupted, it goes on at the task where it
 was.
 """
 
