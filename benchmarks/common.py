@@ -74,6 +74,13 @@ def publish(result: Result, options: argparse.Namespace) -> None:
         replace_file(options.out, json_bytes({**about, "options": asked, **table}))
 
 
+def write_pages(folder: Path, name: str, found: dict[str, Any], text: str) -> None:
+    """A result as `<name>.json`, its page as `<name>.md`; the page is printed, too."""
+    replace_file(folder / f"{name}.json", json_bytes(found))
+    replace_file(folder / f"{name}.md", text.encode())
+    print(text)
+
+
 def read_result(file: Path) -> tuple[Result, dict[str, Any]]:
     """A result file as `publish` wrote it: the table, and all of the file."""
     table = json.loads(file.read_text())

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common import write_pages
+
 from ltdi_peft.collect import collect
 from ltdi_peft.config import Recipe, load_recipe
 from ltdi_peft.evaluate import evaluate
@@ -19,7 +21,6 @@ from ltdi_peft.summary import TaskScores, columns_of, domain_row, summarise
 from ltdi_peft.tables import lines_of
 from ltdi_peft.task import load_suite
 from ltdi_peft.train import train_generator
-from ltdi_peft.trajectory import json_bytes, replace_file
 
 KEPT = ("recipe", "commit", "date", "machine", "versions", "seeds", "base_model")
 
@@ -78,9 +79,7 @@ def main() -> None:
             f"## By domain\n\nAccuracy with the prompt in context / without.\n\n{by_domain}",
         ]
     )
-    replace_file(known.results / f"{recipe.name}.json", json_bytes(found))
-    replace_file(known.results / f"{recipe.name}.md", text.encode())
-    print(text)
+    write_pages(known.results, recipe.name, found, text)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from common import require_unseen
+from common import require_unseen, write_pages
 from rescore import require_same_tasks
 
 from ltdi_peft.collect import Bench, open_bench
@@ -31,7 +31,7 @@ from ltdi_peft.tables import lines_of
 from ltdi_peft.targets import few_shot as shot_target
 from ltdi_peft.targets import steps, target_lines
 from ltdi_peft.task import Task
-from ltdi_peft.trajectory import json_bytes, read_json, replace_file
+from ltdi_peft.trajectory import read_json
 
 
 def measured(
@@ -98,9 +98,7 @@ def main() -> None:
     named = [f"--generator {known.generator}"] if known.generator else []
     asked = [known.recipe, f"--before {known.before}", *overrides, *named]
     text = page(found, f"python benchmarks/few_shot.py {' '.join(asked)}")
-    replace_file(known.results / f"{recipe.name}_few_shot.json", json_bytes(found))
-    replace_file(known.results / f"{recipe.name}_few_shot.md", text.encode())
-    print(text)
+    write_pages(known.results, f"{recipe.name}_few_shot", found, text)
 
 
 if __name__ == "__main__":

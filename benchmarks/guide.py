@@ -10,7 +10,6 @@ FOLDER. Nothing else of it changes.
 """
 
 import argparse
-import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from ltdi_peft.collect import Bench, open_bench
 from ltdi_peft.config import load_recipe
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator
-from ltdi_peft.guidance import Tried, choose_guidance
+from ltdi_peft.guidance import Tried, choose_guidance, mean_over
 from ltdi_peft.multi_task import validation_tasks
 from ltdi_peft.tables import lines_of
 
@@ -43,11 +42,10 @@ def table(tried: Tried) -> str:
     """A row a trial, the chosen one marked."""
     best = tried.trials.index(tried.best())
     rows = []
-    for one, accuracy in zip(tried.trials, tried.accuracy, strict=True):
-        behind = tried.accuracy[best] - accuracy
-        error = (behind.std() / math.sqrt(len(behind))).item()
-        ahead = "chosen" if one == tried.trials[best] else f"{behind.mean().item():+.4f} ± {error:.4f}"
-        rows.append([f"{one.scale:g}", f"{one.mean_share:g}", f"{accuracy.mean().item():.4f}", ahead])
+    lines = zip(tried.trials, mean_over(tried.accuracy), tried.behind(best), strict=True)
+    for place, (one, accuracy, (gap, error)) in enumerate(lines):
+        ahead = "chosen" if place == best else f"{gap:+.4f} ± {error:.4f}"
+        rows.append([f"{one.scale:g}", f"{one.mean_share:g}", f"{accuracy:.4f}", ahead])
     return lines_of(["scale", "share of the mean", "accuracy", "the chosen one − it"], rows)
 
 

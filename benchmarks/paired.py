@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import require_unseen
+from common import require_unseen, write_pages
 
 from ltdi_peft.baselines import RidgeRival, fit_ridge_rival, tensor_digest, with_best_guidance
 from ltdi_peft.batched import stack_adapters
@@ -254,9 +254,7 @@ def main() -> None:
     named = [f"--{name} {vars(known)[name]}" for name in ("generator", "rivals") if vars(known)[name]]
     asked = [known.recipe, *overrides, *named, "--contexts", *known.contexts]
     text = page(found, f"python benchmarks/paired.py {' '.join(asked)}")
-    replace_file(known.results / f"{recipe.name}_paired.json", json_bytes(found))
-    replace_file(known.results / f"{recipe.name}_paired.md", text.encode())
-    print(text)
+    write_pages(known.results, f"{recipe.name}_paired", found, text)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common import require_unseen
+from common import require_unseen, write_pages
 from paired import compared, table
 
 from ltdi_peft.batched import stack_adapters
@@ -28,7 +28,6 @@ from ltdi_peft.score import make_sheet, pick_shots, score
 from ltdi_peft.spec import require_same_spec
 from ltdi_peft.summary import CONTEXTS, UNSEEN
 from ltdi_peft.task import Task
-from ltdi_peft.trajectory import json_bytes, replace_file
 
 PROMPT, ORIGIN = "prompt alone", "origin"
 
@@ -99,9 +98,7 @@ def main() -> None:
         ]
     )
     result = {**head, "splits": splits, "per_task": lines}
-    replace_file(known.results / f"{recipe.name}.json", json_bytes(result))
-    replace_file(known.results / f"{recipe.name}.md", f"{text}\n".encode())
-    print(text)
+    write_pages(known.results, recipe.name, result, f"{text}\n")
 
 
 if __name__ == "__main__":

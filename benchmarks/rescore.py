@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import require_unseen
+from common import require_unseen, write_pages
 
 from ltdi_peft.baselines import RidgeRival, with_best_guidance
 from ltdi_peft.batched import stack_adapters
@@ -45,7 +45,7 @@ from ltdi_peft.summary import CONTEXTS, TaskScores, summarise
 from ltdi_peft.targets import targets_table
 from ltdi_peft.task import Task
 from ltdi_peft.train import REPORT_FILE, recipe_encoder
-from ltdi_peft.trajectory import json_bytes, read_json, replace_file
+from ltdi_peft.trajectory import read_json
 
 OURS, WRONG, ORIGIN, RIDGE = "ours", "ours_wrong_prompt", "origin", "ridge"
 TUNED = "ridge_tuned"  # the regression from conditions of the generator's own, tuned encoder
@@ -252,9 +252,7 @@ def main() -> None:
     full = find_generator(recipe.generator_folder) if known.rivals else None
     found = rescored(open_bench(recipe), generator, read_json(known.before), wide, full=full)
     text = page(found, known)
-    replace_file(known.results / f"{recipe.name}.json", json_bytes(found))
-    replace_file(known.results / f"{recipe.name}.md", text.encode())
-    print(text)
+    write_pages(known.results, recipe.name, found, text)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import require_unseen
+from common import require_unseen, write_pages
 from paired import compared, table
 from tqdm import tqdm
 
@@ -30,7 +30,6 @@ from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import Adapter, require_same_spec
 from ltdi_peft.summary import CONTEXTS, UNSEEN
 from ltdi_peft.task import Task
-from ltdi_peft.trajectory import json_bytes, replace_file
 
 METHODS = ("ours", "origin", "multi_task_lora_4x")
 
@@ -98,9 +97,7 @@ def main() -> None:
     about = {"recipe": recipe.name, "machine": machine(torch.device("cpu")), "commit": commit()}
     found = {**about, "trained": tried, "splits": splits, "per_task": per_task}
     name, text = f"{recipe.name}_wide", page(found, known.recipe, known.generator or "the one in the package")
-    replace_file(known.results / f"{name}.json", json_bytes(found))
-    replace_file(known.results / f"{name}.md", text.encode())
-    print(text)
+    write_pages(known.results, name, found, text)
 
 
 if __name__ == "__main__":

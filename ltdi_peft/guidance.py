@@ -55,6 +55,12 @@ class Tried:
             found[str(one.mean_share)][str(one.scale)] = accuracy
         return found
 
+    def behind(self, best: int) -> list[tuple[float, float]]:
+        """How far each trial is behind trial `best`: the mean over the tasks, and its standard error."""
+        gaps = self.accuracy[best] - self.accuracy
+        errors = gaps.std(1) / math.sqrt(gaps.shape[1])
+        return list(zip(gaps.mean(1).tolist(), errors.tolist(), strict=True))
+
     def best(self) -> Guidance:
         """Of the mean share with the best trial, the scale nearest to 1 that is not told from the best one.
 
@@ -65,13 +71,11 @@ class Tried:
         if self.accuracy.shape[1] < 2:
             return Guidance()
         best = int(self.accuracy.mean(1).argmax())
-        behind = self.accuracy[best] - self.accuracy
-        error = behind.std(1) / math.sqrt(behind.shape[1])
         share = self.trials[best].mean_share
         near = [
             one
-            for one, gap, least in zip(self.trials, behind.mean(1), error, strict=True)
-            if one.mean_share == share and gap <= least
+            for one, (gap, error) in zip(self.trials, self.behind(best), strict=True)
+            if one.mean_share == share and gap <= error
         ]
         return min(near, key=lambda one: abs(one.scale - 1))
 
