@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from ltdi_peft.evaluate import commit, machine
+from ltdi_peft.files import json_bytes, replace_file
 from ltdi_peft.generator import Generator
-from ltdi_peft.trajectory import json_bytes, replace_file
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors")

@@ -20,6 +20,7 @@ from rescore import require_same_tasks
 from ltdi_peft.collect import Bench, open_bench
 from ltdi_peft.config import load_recipe
 from ltdi_peft.evaluate import guidance_of, header
+from ltdi_peft.files import read_json
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator
 from ltdi_peft.kept import Line
@@ -31,7 +32,6 @@ from ltdi_peft.tables import lines_of
 from ltdi_peft.targets import few_shot as shot_target
 from ltdi_peft.targets import steps, target_lines
 from ltdi_peft.task import Task
-from ltdi_peft.trajectory import read_json
 
 
 def measured(

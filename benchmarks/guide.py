@@ -10,12 +10,12 @@ FOLDER. Nothing else of it changes.
 """
 
 import argparse
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from ltdi_peft.collect import Bench, open_bench
 from ltdi_peft.config import load_recipe
+from ltdi_peft.files import replacing_folder
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator
 from ltdi_peft.guidance import Tried, choose_guidance, mean_over
@@ -65,10 +65,8 @@ def main() -> None:
     for context, tried in guided(generator, open_bench(load_recipe(known.recipe, overrides))).items():
         titles = {"prompt": "prompt in context", "no_prompt": "without prompt"}
         print(f"{titles[context]}, {tried.accuracy.shape[1]} validation tasks\n\n{table(tried)}")
-    partial = known.out.with_name(f"{known.out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    generator.save_pretrained(partial)
-    partial.rename(known.out)
+    with replacing_folder(known.out) as partial:
+        generator.save_pretrained(partial)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from ltdi_peft.collect import Bench, open_bench
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe, load_recipe
 from ltdi_peft.evaluate import guidance_of, header
+from ltdi_peft.files import json_bytes, read_json, replace_file
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator
 from ltdi_peft.guidance import Guidance, validation_prompts
@@ -43,7 +44,6 @@ from ltdi_peft.summary import CONTEXTS, UNSEEN
 from ltdi_peft.tables import lines_of
 from ltdi_peft.task import Task
 from ltdi_peft.train import recipe_encoder
-from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 OURS, RIDGE, MEAN, ORIGIN = "ours", "ridge", "mean", "origin"
 RIVALS = (RIDGE, MEAN, ORIGIN)

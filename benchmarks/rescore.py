@@ -33,6 +33,7 @@ from ltdi_peft.config import load_recipe
 from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
 from ltdi_peft.encoded import recipe_encoded
 from ltdi_peft.evaluate import guidance_of, header
+from ltdi_peft.files import read_json
 from ltdi_peft.generate import find_generator
 from ltdi_peft.generator import Generator, nearest_conditions
 from ltdi_peft.kept import Line, hashed, kept_lines, task_keys
@@ -45,7 +46,6 @@ from ltdi_peft.summary import CONTEXTS, TaskScores, summarise
 from ltdi_peft.targets import targets_table
 from ltdi_peft.task import Task
 from ltdi_peft.train import REPORT_FILE, recipe_encoder
-from ltdi_peft.trajectory import read_json
 
 OURS, WRONG, ORIGIN, RIDGE = "ours", "ours_wrong_prompt", "origin", "ridge"
 TUNED = "ridge_tuned"  # the regression from conditions of the generator's own, tuned encoder

@@ -27,12 +27,12 @@ from ltdi_peft.config import LOSSES, Recipe, load_recipe
 from ltdi_peft.diffusion import SAMPLERS
 from ltdi_peft.encoding import held_out_runs, validation_targets
 from ltdi_peft.evaluate import commit, machine
+from ltdi_peft.files import json_bytes, replace_file
 from ltdi_peft.kept import whole_lines
 from ltdi_peft.prepare import Prepared, prepare
 from ltdi_peft.session import Session
 from ltdi_peft.tables import lines_of
 from ltdi_peft.train import Validation, validate
-from ltdi_peft.trajectory import json_bytes, replace_file
 from ltdi_peft.variants import variant_recipe
 
 K, T, OTHER_K, OTHER_T = 3, 20, (1, 5), (5, 50)

@@ -1,11 +1,13 @@
-"""Bytes on the wire of a gradient step: DDP against REPTILE's one all-reduce a meta-step.
+"""Bytes on the wire of a gradient step: DDP and FSDP against REPTILE's one all-reduce a meta-step.
 
     python benchmarks/wire.py [--inner-steps 3] [--units 4]
     Expect: REPTILE sends 1/(inner steps · units a process) of DDP's bytes. 2 CPU processes, under a minute.
 
 Measured with two gloo processes: what the loopback device counted, TCP's headers included, in a network
 namespace of its own where that is allowed (else other programs' bytes are in it). On paper: a ring all-reduce
-of n numbers over P processes sends 2 (P − 1) · 4 n bytes in all, in float32.
+of n numbers over P processes sends 2 (P − 1) · 4 n bytes in all, in float32, and an all-gather or a
+reduce-scatter half of that. FSDP gathers weights for the forward and again for the backward pass and scatters
+gradients; gloo makes its reduce-scatter of an all-reduce, which the measured bytes show.
 """
 
 import argparse
@@ -22,6 +24,8 @@ import torch
 import torch.distributed as dist
 from common import Result, parser_of, publish
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from ltdi_peft.meta import ReptileConfig, reptile_step
 
@@ -33,6 +37,15 @@ def network() -> nn.Sequential:
     """A network of 263 thousand numbers; bytes do not depend on what it is."""
     torch.manual_seed(0)
     return nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
+
+
+def sharded() -> nn.Sequential:
+    """The network under FSDP, each layer a unit of its own."""
+    model, mesh = network(), init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in model:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def sent() -> int:
@@ -56,7 +69,7 @@ def worker(rank: int, file: str, inner_steps: int, units: int, out: Path) -> Non
     """One of two processes; the first writes what both counted."""
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     plain, x = network(), torch.randn(4, WIDTH)
-    wrapped = nn.parallel.DistributedDataParallel(network())
+    wrapped, shards = nn.parallel.DistributedDataParallel(network()), sharded()
     config = ReptileConfig(inner_steps=inner_steps)
 
     def loss() -> torch.Tensor:
@@ -64,6 +77,7 @@ def worker(rank: int, file: str, inner_steps: int, units: int, out: Path) -> Non
 
     found = {
         "ddp": bytes_of(lambda: wrapped(x).square().mean().backward()),
+        "fsdp": bytes_of(lambda: shards(x).square().mean().backward()),
         "reptile": bytes_of(lambda: reptile_step(plain, [loss] * units, config)),
         "nothing": bytes_of(lambda: None),
         "numbers": sum(p.numel() for p in plain.parameters()),
@@ -91,19 +105,21 @@ def counted(options: argparse.Namespace) -> dict[str, float]:
 def measured(options: argparse.Namespace) -> Result:
     """Two processes measured, more on paper."""
     found, each = counted(options), options.inner_steps * options.units
-    ddp, reptile = found["ddp"] - found["nothing"], (found["reptile"] - found["nothing"]) / each
+    ddp, fsdp, reptile = (found[way] - found["nothing"] for way in ("ddp", "fsdp", "reptile"))
+    reptile /= each
     rows = []
     for processes in PAPER:
         paper = 2 * (processes - 1) * 4 * found["numbers"]
-        cells = [paper / 1e6, paper / each / 1e6]
-        seen = [f"{ddp / 1e6:.3f}", f"{reptile / 1e6:.3f}"] if processes == 2 else ["", ""]
+        cells = [paper / 1e6, 1.5 * paper / 1e6, paper / each / 1e6]
+        seen = [f"{size / 1e6:.3f}" if processes == 2 else "" for size in (ddp, fsdp, reptile)]
         ratio = f"{ddp / reptile:.2f} (paper {each})" if processes == 2 else f"{each}"
         rows.append((str(processes), *seen, *(f"{cell:.3f}" for cell in cells), ratio))
     title = (
         f"MB of all processes a gradient step and process, {found['numbers'] / 1e6:.2f} M float32 numbers, "
         f"{options.inner_steps} inner steps, {options.units} units a process"
     )
-    columns = ("processes", "DDP", "REPTILE", "DDP, paper", "REPTILE, paper", "DDP / REPTILE")
+    ways = ("DDP", "FSDP", "REPTILE")
+    columns = ("processes", *ways, *(f"{way}, paper" for way in ways), "DDP / REPTILE")
     return Result(title, columns, rows, found)
 
 

@@ -8,11 +8,8 @@ Source: PEFT 0.21; what it does with broken folders was tried, not read."""
 
 import json
 import math
-import os
 import re
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ltdi_peft.files import replacing
 from ltdi_peft.spec import Adapter as Adapter
 from ltdi_peft.spec import AdapterSpec as AdapterSpec
 from ltdi_peft.spec import BrokenAdapterError as BrokenAdapterError
@@ -375,18 +373,10 @@ def save_adapter_folder(
     text = json.dumps(dict(sorted(table.items())), indent=2, default=_jsonable)
     state = {f"{PREFIX}{key}": weight.contiguous() for key, weight in _named(adapter).items()}
     path.mkdir(parents=True, exist_ok=True)
-    with _replacing(path / WEIGHTS_FILE) as partial:
+    with replacing(path / WEIGHTS_FILE) as partial:
         save_file(state, partial, metadata={"format": "pt"})
-    with _replacing(path / CONFIG_FILE) as partial:
+    with replacing(path / CONFIG_FILE) as partial:
         partial.write_text(text)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A name to write under; renamed to `path` when all went well, so nobody reads half a file."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    yield partial
-    os.replace(partial, path)
 
 
 def load_adapter_folder(

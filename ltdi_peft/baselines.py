@@ -23,6 +23,7 @@ from ltdi_peft.collect import Bench, run_seed
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.distance import truncated_mean
 from ltdi_peft.encode import AdapterCodec
+from ltdi_peft.files import read_json
 from ltdi_peft.fit import fit_steps, make_pool
 from ltdi_peft.generator import Generator, nearest_conditions
 from ltdi_peft.guidance import SCALE_EXAMPLES, Accuracies, Guidance, guidance_accuracies
@@ -31,7 +32,6 @@ from ltdi_peft.score import Sheet, make_sheet, score
 from ltdi_peft.spec import Adapter
 from ltdi_peft.store import Trajectory
 from ltdi_peft.task import Task
-from ltdi_peft.trajectory import read_json
 
 ENOUGH = 0.95  # share of the oracle's gain at which a fine-tune counts as done
 

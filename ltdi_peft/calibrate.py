@@ -18,12 +18,12 @@ from tqdm import tqdm
 from ltdi_peft.batched import stack_adapters, unstack_adapter
 from ltdi_peft.collect import Bench, run_seed
 from ltdi_peft.config import FitConfig, Recipe, to_dict
+from ltdi_peft.files import json_bytes, read_json, replace_file
 from ltdi_peft.fit import fit_steps, make_pool
 from ltdi_peft.score import chance, make_sheet, score
 from ltdi_peft.spec import Adapter
 from ltdi_peft.strict import differing
 from ltdi_peft.task import Example, Task
-from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 CALIBRATION_FILE = "calibration.json"
 HELD_OUT = (

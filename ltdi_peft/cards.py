@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from ltdi_peft.batched import example_text
+from ltdi_peft.files import replace_file
 from ltdi_peft.provenance import Provenance
 from ltdi_peft.spec import AdapterSpec
 from ltdi_peft.store import Trajectory
-from ltdi_peft.trajectory import replace_file
 
 CARD_FILE = "README.md"
 MARK = (

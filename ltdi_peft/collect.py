@@ -27,6 +27,7 @@ from ltdi_peft.adapter import fresh_adapter, load_adapter_folder, require_base, 
 from ltdi_peft.base import Base, load_base, require_causal
 from ltdi_peft.batched import AdaptedBase, stack_adapters, unstack_adapter
 from ltdi_peft.config import FitConfig, Recipe, as_recipe, to_dict
+from ltdi_peft.files import json_bytes, read_json, replace_file
 from ltdi_peft.fit import FitState, Pool, fit_steps, joined, make_plain_pool, make_pool
 from ltdi_peft.fit_point import EVERY, POINT_FILE, FitPoint
 from ltdi_peft.launch import on_cpu
@@ -35,7 +36,7 @@ from ltdi_peft.spec import Adapter, AdapterSpec
 from ltdi_peft.store import RunWriter, TrajectoryStore
 from ltdi_peft.strict import differing
 from ltdi_peft.task import Task, TaskSuite, load_suite
-from ltdi_peft.trajectory import json_bytes, read_json, recorded_adapter, replace_file
+from ltdi_peft.trajectory import recorded_adapter
 
 LOWER_FOLDER = "lower"  # kept activations below the first adapted layer
 HELD_OUT = ("validation", "unseen_tasks", "unseen_domains")

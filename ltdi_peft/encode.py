@@ -9,8 +9,6 @@ Source: METHOD.md §6.
 """
 
 import json
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -24,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ltdi_peft.batched import Stacked, unstacked
+from ltdi_peft.files import replacing
 from ltdi_peft.gauge import (
     Frame,
     Stream,
@@ -293,7 +292,6 @@ class AdapterCodec:
 
     def save(self, path: Path | str) -> None:
         """One safetensors file, written whole or not at all; equal codecs give equal bytes."""
-        path = Path(path)
         table = {"scale": self.scale, "energy_kept": self.energy_kept, "block_weights": self.block_weights}
         for site, basis in zip(self.spec.sites, self.bases, strict=True):
             if basis is not None:
@@ -308,9 +306,8 @@ class AdapterCodec:
         about = {"format_version": version, "gauge": self.gauge, "width": self.width}
         # One key only: safetensors writes several in the random order of a hash map.
         metadata = {HEADER: json.dumps({**about, "spec": self.spec.to_dict()}, sort_keys=True)}
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-        save_file(table, partial, metadata=metadata)
-        os.replace(partial, path)
+        with replacing(Path(path)) as partial:
+            save_file(table, partial, metadata=metadata)
 
     @classmethod
     def load(cls, path: Path | str, *, gauge: str | None = None) -> "AdapterCodec":

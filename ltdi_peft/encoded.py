@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ltdi_peft.config import Recipe
 from ltdi_peft.encode import BASIS_DTYPES, HEADER, AdapterCodec
+from ltdi_peft.files import replace_file
 from ltdi_peft.task import Task
-from ltdi_peft.trajectory import replace_file
 
 FORMAT_VERSION = 1
 PART = "encoded"  # of the codec's header

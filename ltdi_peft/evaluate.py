@@ -37,6 +37,7 @@ from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe, as_recipe
 from ltdi_peft.cost import costs, fine_tunes, seconds_to_generate
 from ltdi_peft.figures import write_figures
+from ltdi_peft.files import json_bytes, read_json, replace_file
 from ltdi_peft.flops import count_flops
 from ltdi_peft.generator import EVALUATION_FILE, Generator, load_generator
 from ltdi_peft.guidance import Guidance, validation_prompts
@@ -61,7 +62,6 @@ from ltdi_peft.summary import CONTEXTS, UNSEEN, TaskScores, summarise
 from ltdi_peft.t2l import FOLDERS, T2LRival, train_t2l
 from ltdi_peft.task import TaskSuite
 from ltdi_peft.train import recipe_encoder, validation_runs
-from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 from ltdi_peft.variants import VARIANTS, train_variant, variant_trials
 
 # One LoRA for all tasks, each trained on its own bench.

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ltdi_peft.batched import Stacked
+from ltdi_peft.files import replace_file
 from ltdi_peft.fit import FitState
 from ltdi_peft.strict import differing
-from ltdi_peft.trajectory import replace_file
 
 HEADER = "fit"
 POINT_FILE = "unfinished.safetensors"  # in the folder that the fit's adapter goes to

@@ -33,6 +33,7 @@ from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.denoiser import Denoiser, DenoiserConfig
 from ltdi_peft.diffusion import STEPS, Predict, chain_for, guided, path
 from ltdi_peft.encode import AdapterCodec
+from ltdi_peft.files import json_bytes, read_json, replace_file
 from ltdi_peft.generated import GeneratedAdapter as GeneratedAdapter
 from ltdi_peft.generator_config import GeneratorConfig as GeneratorConfig
 from ltdi_peft.generator_config import card_text
@@ -41,7 +42,7 @@ from ltdi_peft.int8 import packed, unpacked
 from ltdi_peft.provenance import Provenance
 from ltdi_peft.spec import delta_norms
 from ltdi_peft.task import Example
-from ltdi_peft.trajectory import flat, json_bytes, paired, read_json, replace_file
+from ltdi_peft.trajectory import flat, paired
 
 WEIGHTS_FILE, CODEC_FILE, CONFIG_FILE = "model.safetensors", "codec.safetensors", "config.json"
 ENCODER_FILE = "encoder.safetensors"  # what tuning added to the encoder's weights

@@ -13,8 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ltdi_peft.files import replace_file
 from ltdi_peft.task import Task
-from ltdi_peft.trajectory import replace_file
 
 Line = dict[str, dict[str, Any]]  # what was measured → context → accuracy, or a list of them
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ltdi_peft.batched import AdaptedBase, Row
-from ltdi_peft.trajectory import replace_file
+from ltdi_peft.files import replace_file
 
 
 def kept_inputs(base: AdaptedBase, rows: Sequence[Row], folder: Path) -> list[Tensor]:

@@ -21,12 +21,13 @@ from ltdi_peft.baselines import adapter_digest, mean_accuracy
 from ltdi_peft.batched import stack_adapters, unstack_adapter
 from ltdi_peft.collect import Bench, lay_out, shared_start
 from ltdi_peft.config import FitConfig, Recipe, to_dict
+from ltdi_peft.files import json_bytes, read_json, replace_file
 from ltdi_peft.fit import FitState, Pool, fit_steps, joined, make_pool
 from ltdi_peft.fit_point import POINT_FILE, FitPoint
 from ltdi_peft.score import make_sheet
 from ltdi_peft.spec import Adapter
 from ltdi_peft.task import Task
-from ltdi_peft.trajectory import flat, json_bytes, read_json, replace_file, unflat
+from ltdi_peft.trajectory import flat, unflat
 
 EVERY = 100  # steps between two validation scores
 VALIDATION_EXAMPLES = 24  # of each validation task, at each of these scores

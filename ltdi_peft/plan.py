@@ -16,6 +16,7 @@ from ltdi_peft.condition import WORDS
 from ltdi_peft.config import Recipe
 from ltdi_peft.denoiser import Denoiser, DenoiserConfig
 from ltdi_peft.encode import BASIS_DTYPES
+from ltdi_peft.files import json_bytes
 from ltdi_peft.forecast import Forecast, multi_task_steps
 from ltdi_peft.launch import on_cpu
 from ltdi_peft.recording import Schedule, kept_steps
@@ -25,7 +26,7 @@ from ltdi_peft.shapes import Shapes, dtype_bytes, shapes
 from ltdi_peft.speed import measured
 from ltdi_peft.store import DTYPES as STORED
 from ltdi_peft.task import SPLITS
-from ltdi_peft.trajectory import FINISHED, FORMAT_VERSION, json_bytes, snapshot_header, task_table
+from ltdi_peft.trajectory import FINISHED, FORMAT_VERSION, snapshot_header, task_table
 
 MINILM_WIDTH, MINILM_MLP = 384, 1536
 FLOAT = 4  # bytes of a float32

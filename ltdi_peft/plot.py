@@ -17,7 +17,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ltdi_peft.trajectory import replace_file
+from ltdi_peft.files import replace_file
 
 try:
     import matplotlib

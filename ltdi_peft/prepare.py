@@ -27,12 +27,12 @@ from ltdi_peft.config import DiffusionConfig, Recipe
 from ltdi_peft.encode import FORMAT_VERSION as CODEC_VERSION
 from ltdi_peft.encode import AdapterCodec, round_trip
 from ltdi_peft.encoded import Encoded, Runs, recipe_encoded
+from ltdi_peft.files import replace_file
 from ltdi_peft.kept import hashed
 from ltdi_peft.score import make_sheet, score
 from ltdi_peft.spec import Sites, require_same_spec, site_norms
 from ltdi_peft.store import Trajectory, TrajectoryStore
 from ltdi_peft.task import Example, Task, TaskSuite
-from ltdi_peft.trajectory import replace_file
 
 EXAMPLE_POOL = 32  # first training examples of a task that its conditions are drawn from
 

@@ -14,8 +14,8 @@ from typing import Any, no_type_check
 
 from peft import LoraConfig, PeftModel
 
+from ltdi_peft.files import json_bytes, read_json, replace_file
 from ltdi_peft.spec import Adapter
-from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 PROVENANCE_FILE = "provenance.json"
 FORMAT_VERSION = 1

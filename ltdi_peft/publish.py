@@ -18,6 +18,7 @@ from ltdi_peft.adapter import CONFIG_FILE as ADAPTER_FILE
 from ltdi_peft.adapter import load_adapter_folder, read_adapter, save_adapter_folder, spec_of
 from ltdi_peft.cards import CARD_FILE, Nearest, Place, adapter_card, own_card, store_card, write_card
 from ltdi_peft.distance import pairwise_delta_w_distances
+from ltdi_peft.files import json_bytes, replace_file
 from ltdi_peft.generated import GeneratedAdapter
 from ltdi_peft.generator import CODEC_FILE, Generator, load_generator
 from ltdi_peft.hub import Pushed as Pushed
@@ -27,7 +28,7 @@ from ltdi_peft.provenance import Provenance, provenance_of, read_provenance, wei
 from ltdi_peft.refine import chosen_adapter
 from ltdi_peft.spec import Adapter, AdapterSpec, require_same_spec, site_norms
 from ltdi_peft.store import Trajectory, TrajectoryStore
-from ltdi_peft.trajectory import json_bytes, read_manifest, replace_file
+from ltdi_peft.trajectory import read_manifest
 
 STORE_FILE = "store.json"
 

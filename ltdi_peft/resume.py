@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ltdi_peft.config import Recipe, to_dict
+from ltdi_peft.files import json_bytes, read_json, replace_file
 from ltdi_peft.prepare import Prepared
 from ltdi_peft.provenance import weights_digest
 from ltdi_peft.session import Session
 from ltdi_peft.strict import differing
-from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 PROGRESS_FILE, AVERAGE_FILE = "progress.json", "average.safetensors"
 KEPT = 2  # newest resume points that stay

@@ -5,7 +5,6 @@ Idea: what lies in the package answers people who chose no generator, so it goes
 shows, on unseen tasks with the prompt in context, that it beats the mean adapter and a wrong prompt.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from ltdi_peft.cards import scores_of
 from ltdi_peft.collect import recipe_suite
 from ltdi_peft.config import Recipe
 from ltdi_peft.evaluate import guidance_of
+from ltdi_peft.files import json_bytes, read_json, replace_file, replacing_folder
 from ltdi_peft.generate import load_base_of
 from ltdi_peft.generator import EVALUATION_FILE, Generator, load_generator
 from ltdi_peft.generator_config import default_folder
 from ltdi_peft.report import table
 from ltdi_peft.shrink import MAX_BYTES, shrink, stored_bytes
 from ltdi_peft.tables import shown, shown_ends
-from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 CARD_FILE = "README.md"
 SPLIT = "unseen_tasks"
@@ -72,14 +71,12 @@ def shrink_folder(
     if not (generator.config.shrunk and stored_bytes(generator) <= max_bytes):
         held_out = held_out_conditions(generator, recipe) if recipe else None
         small = shrink(generator, held_out=held_out, max_bytes=max_bytes)
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    small.save_pretrained(partial)
-    if proof:
-        text = (partial / CARD_FILE).read_text(encoding="utf-8") + scores_text(proof)
-        replace_file(partial / CARD_FILE, text.encode())
-        replace_file(partial / EVALUATION_FILE, json_bytes(scores_of(proof)))
-    partial.rename(out)
+    with replacing_folder(out) as partial:
+        small.save_pretrained(partial)
+        if proof:
+            text = (partial / CARD_FILE).read_text(encoding="utf-8") + scores_text(proof)
+            replace_file(partial / CARD_FILE, text.encode())
+            replace_file(partial / EVALUATION_FILE, json_bytes(scores_of(proof)))
     about = {"bytes_before": stored_bytes(generator), "bytes": stored_bytes(small)}
     return about | (small.config.shrunk or {})
 

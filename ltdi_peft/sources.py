@@ -15,10 +15,10 @@ from huggingface_hub.errors import HFValidationError
 
 from ltdi_peft.adapter import CONFIG_FILE, WEIGHTS_FILE
 from ltdi_peft.base import hub_reachable
+from ltdi_peft.files import read_json
 from ltdi_peft.strict import as_number, build
 from ltdi_peft.suite.splits import json_object
 from ltdi_peft.task import Task
-from ltdi_peft.trajectory import read_json
 
 STATE_FILE = "trainer_state.json"  # Trainer's, beside the adapter of a checkpoint
 REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")  # owner/name, or owner/name@revision

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ltdi_peft.collect import Bench
+from ltdi_peft.files import replace_file
 from ltdi_peft.generator import Generator
 from ltdi_peft.guidance import SCALE_EXAMPLES, mean_over, task_accuracies, validation_prompts
 from ltdi_peft.session import Session
 from ltdi_peft.spec import Adapter
-from ltdi_peft.trajectory import replace_file
 
 FIRST_STAGE = "first_stage.safetensors"  # beside the resume points
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)

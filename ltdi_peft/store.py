@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 
 from ltdi_peft.adapter import Adapter, AdapterSpec, check_adapter, require_same_spec
+from ltdi_peft.files import json_bytes, read_json, replace_file, replacing
 from ltdi_peft.hub import download
 from ltdi_peft.spec import all_finite, require_shape
 from ltdi_peft.task import Task
@@ -26,12 +27,9 @@ from ltdi_peft.trajectory import (
     FORMAT_VERSION,
     factor_names,
     flat,
-    json_bytes,
     read_factors,
-    read_json,
     read_manifest,
     read_snapshot,
-    replace_file,
     require_version,
     run_row,
     snapshot_file,
@@ -86,7 +84,8 @@ class RunWriter:
                 check_adapter(self.spec, adapter, where)  # not finite before the cast: says so
                 raise ValueError(f"{where}: {name} overflows {self._manifest['dtype']}; record in float32.")
         path = self.path / snapshot_file(step)
-        replace_file(path, save(tensors, metadata=snapshot_header(step, loss, learning_rate)))
+        with replacing(path) as partial:  # from the tensors' own memory: bytes would be two copies
+            save_file(tensors, partial, metadata=snapshot_header(step, loss, learning_rate))
         self.last_written = step
         return path
 

@@ -27,6 +27,7 @@ from ltdi_peft.batched import unstack_adapter
 from ltdi_peft.collect import Bench
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import to_dict
+from ltdi_peft.files import json_bytes, read_json, replace_file
 from ltdi_peft.guidance import SCALE_EXAMPLES, Accuracies, Guidance, guidance_accuracies
 from ltdi_peft.hypernetwork import (
     Hypernetwork,
@@ -41,7 +42,6 @@ from ltdi_peft.spec import Adapter, require_same_spec
 from ltdi_peft.store import Trajectory
 from ltdi_peft.strict import one_of
 from ltdi_peft.t2l_fit import fit_t2l, kept_state
-from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 
 FOLDERS = {"reconstruction": "t2l_recon", "sft": "t2l_sft"}  # mode → folder in `output`, and method
 WEIGHTS_FILE, REPORT_FILE = "model.safetensors", "report.json"

@@ -8,7 +8,6 @@ to the others, so that every process returns the same generator or raises the sa
 """
 
 import copy
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from ltdi_peft.config import Recipe, as_recipe
 from ltdi_peft.denoiser import conditioned
 from ltdi_peft.diffusion import SAMPLERS, path_loss
 from ltdi_peft.encoding import Targets, held_out_runs, require_frame, require_runs, validation_targets
+from ltdi_peft.files import json_bytes, read_json, replace_file, replacing_folder
 from ltdi_peft.generator import CONFIG_FILE, Generator, load_generator
 from ltdi_peft.generator_config import GeneratorConfig, shown_recipe
 from ltdi_peft.guidance import choose_guidance
@@ -48,7 +48,6 @@ from ltdi_peft.stages import (
     share_accuracies,
 )
 from ltdi_peft.store import Trajectory
-from ltdi_peft.trajectory import json_bytes, read_json, replace_file
 from ltdi_peft.tuning import recipe_tuning, tune
 
 REPORT_FILE = "training.json"
@@ -300,11 +299,8 @@ def finished(folder: Path, made: dict[str, Any]) -> bool:
 
 def publish(generator: Generator, report: dict[str, Any], folder: Path) -> None:
     """The generator's folder, put in place of an older one when it is whole; then the report."""
-    target, partial = folder / "generator", folder / "generator.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    generator.save_pretrained(partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    with replacing_folder(folder / "generator") as partial:
+        generator.save_pretrained(partial)
     replace_file(folder / REPORT_FILE, json_bytes(report))
 
 

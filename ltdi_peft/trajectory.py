@@ -5,8 +5,6 @@ Idea: a reader sees a finished file or no file (written beside, then renamed), a
 bytes. A snapshot holds "<site>.lora_A", "<site>.lora_B" and one metadata entry: step, loss, learning rate."""
 
 import json
-import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ltdi_peft.adapter import Adapter, AdapterSpec, SpecMismatchError, check_adapter
+from ltdi_peft.files import read_json
 from ltdi_peft.spec import Factors, require_fit
 from ltdi_peft.task import Task
 
@@ -235,29 +234,6 @@ def snapshot_file(step: int) -> str:
 def step_of(path: Path) -> int:
     """The inverse of `snapshot_file`."""
     return int(path.stem.removeprefix("step-"))
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Atomic on one file system; a killed writer leaves only *.partial behind."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
-
-
-def json_bytes(table: dict[str, Any]) -> bytes:
-    """JSON for people and programs, keys in the order given."""
-    return (json.dumps(table, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or ValueError that names the file."""
-    try:
-        table = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(table, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(table).__name__}.")
-    return table
 
 
 def require_version(table: dict[str, Any], path: Path) -> None:

@@ -30,13 +30,14 @@ from ltdi_peft.collect import Bench
 from ltdi_peft.condition import PromptEncoder, added
 from ltdi_peft.config import Recipe, TuningConfig, to_dict
 from ltdi_peft.encoded import Encoded
+from ltdi_peft.files import replace_file
 from ltdi_peft.fit import FitState, scheduled
 from ltdi_peft.fit_point import EVERY, FitPoint
 from ltdi_peft.multi_task import require_same_plan
 from ltdi_peft.prepare import encoded_of
 from ltdi_peft.spec import Adapter
 from ltdi_peft.task import Task
-from ltdi_peft.trajectory import flat, paired, replace_file
+from ltdi_peft.trajectory import flat, paired
 
 FILE, POINT_FILE = "encoder.safetensors", "encoder.unfinished.safetensors"
 HEADER = "tuning"

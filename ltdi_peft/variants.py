@@ -12,9 +12,9 @@ from typing import Any
 
 from ltdi_peft.collect import Bench
 from ltdi_peft.config import LOSSES, Recipe
+from ltdi_peft.files import read_json
 from ltdi_peft.generator import Generator
 from ltdi_peft.train import REPORT_FILE, make_accelerator, train_in
-from ltdi_peft.trajectory import read_json
 
 REPTILE = "+reptile"
 SECOND_STAGE, SCRATCH = "ours+task_loss", "task_loss"

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ltdi_peft"
 ROOMS = (  # from the top; a room may import those before it
     "quiet",
+    "files",
     "strict",
     "evaluate_config",
     "config",

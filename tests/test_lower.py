@@ -48,7 +48,7 @@ def test_a_killed_writer_leaves_nothing_that_is_read(bench, task, tmp_path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ltdi_peft.trajectory.os.replace", killed)
+        patch.setattr("ltdi_peft.files.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             kept_inputs(bench.adapted, rows, tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]

@@ -9,13 +9,13 @@ from ltdi_peft.adapter import load_adapter_folder
 from ltdi_peft.collect import recipe_suite
 from ltdi_peft.config import load_recipe
 from ltdi_peft.encoded import load_encoded, recipe_encoded
+from ltdi_peft.files import read_json
 from ltdi_peft.generator import load_generator
 from ltdi_peft.generator_config import default_folder
 from ltdi_peft.provenance import weights_digest
 from ltdi_peft.ship import CARD_FILE, require_proof, scores_text
 from ltdi_peft.shrink import MAX_BYTES
 from ltdi_peft.spec import site_norms
-from ltdi_peft.trajectory import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
