@@ -160,6 +160,8 @@ def collect(
             "collect.start is 'recorded': the runs come from elsewhere, and there is nothing to collect. "
             "Name another start, or go on with `ltdi train`."
         )
+    if given := recipe.collect.start_folder:
+        load_adapter_folder(given)  # whether it fits is known later; whether it is there, now
     require_same_settings(recipe, write=state.is_main_process)
     state.wait_for_everyone()
     with timed(recipe.folder, "collect", write=state.is_main_process):
@@ -230,7 +232,12 @@ def timed(folder: Path, stage: str, *, write: bool = True) -> Iterator[None]:
 
 
 def shared_start(bench: Bench, *, progress: bool = True) -> Adapter:
-    """The adapter that every run starts from: fresh, or trained on all training tasks, once, in `start/`."""
+    """The adapter that every run starts from: fresh, given, or trained on all training tasks, in `start/`.
+
+    Raises BrokenAdapterError or SpecMismatchError for a given one that cannot be read or is of another spec.
+    """
+    if given := bench.recipe.collect.start_folder:
+        return load_adapter_folder(given, expected=bench.spec)[1]
     if bench.recipe.collect.start != "multi_task":
         return bench.fresh
     folder = bench.recipe.folder / "start"

@@ -111,7 +111,7 @@ class CollectConfig:
     """Preparation: the shared start, then one recorded LoRA per task and seed."""
 
     # multi_task: one LoRA on all training tasks first; fresh: B = 0; recorded: nothing is collected, the runs
-    # were recorded elsewhere, with a LoRA of their own
+    # were recorded elsewhere, with a LoRA of their own; or the folder of an adapter, as a path with a "/"
     start: str = "multi_task"
     gauge: str = "shared_a"  # shared_a: A stays the start's; shared_start: A and B trained
     seeds: int = 2
@@ -124,11 +124,17 @@ class CollectConfig:
     single: FitConfig = FitConfig()
 
     def __post_init__(self) -> None:
-        one_of("start", self.start, STARTS)
+        if self.start_folder is None:
+            one_of("start", self.start, STARTS, ', or a folder with an adapter, as a path with a "/"')
         one_of("gauge", self.gauge, GAUGES)
         one_of("snapshot_dtype", self.snapshot_dtype, STORED_DTYPES)
         for key in ("seeds", "together", "rows", "equal_parts"):
             at_least(key, vars(self)[key], 1)
+
+    @property
+    def start_folder(self) -> Path | None:
+        """Where the shared start lies, if it is an adapter that is there."""
+        return Path(self.start) if "/" in self.start else None
 
 
 @dataclass(frozen=True)

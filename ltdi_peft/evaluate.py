@@ -127,7 +127,7 @@ def chosen_methods(recipe: Recipe) -> tuple[str, ...]:
     """The recipe's methods in the table's order; base and oracle always (no gain without), start, origin."""
     if unknown := sorted(set(recipe.evaluate.methods) - set(METHODS)):
         raise ValueError(f"evaluate.methods names {unknown}; known methods are {list(METHODS)}.")
-    always = {"base", "oracle"} | ({"start"} if recipe.collect.start == "multi_task" else set())
+    always = {"base", "oracle"} | ({"start"} if recipe.collect.start not in ("fresh", "recorded") else set())
     always |= {"origin"} if has_origin(recipe) else set()
     return tuple(name for name in METHODS if name in always | set(recipe.evaluate.methods))
 

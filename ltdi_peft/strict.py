@@ -18,10 +18,10 @@ import yaml
 MERGE = "tag:yaml.org,2002:merge"
 
 
-def one_of(key: str, value: str, known: Sequence[str]) -> None:
-    """ValueError unless `value` is a known name."""
+def one_of(key: str, value: str, known: Sequence[str], other: str = "") -> None:
+    """ValueError unless `value` is a known name; `other`: what else the caller would have taken."""
     if value not in known:
-        raise ValueError(f"{key} is {value!r}; known names are {sorted(known)}.")
+        raise ValueError(f"{key} is {value!r}; known names are {sorted(known)}{other}.")
 
 
 def at_least(key: str, value: int | float, least: int | float) -> None:

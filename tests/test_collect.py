@@ -10,7 +10,7 @@ from tiny_bench import SPLITS, tiny_bench, tiny_recipe, tiny_suite
 from tiny_world import ROOT, run
 from torch.testing import assert_close
 
-from ltdi_peft.adapter import load_adapter_folder
+from ltdi_peft.adapter import BrokenAdapterError, load_adapter_folder
 from ltdi_peft.collect import (
     collect,
     differing,
@@ -135,6 +135,27 @@ def test_a_fresh_start_is_the_fresh_adapter(tmp_path):
     bench = bench_of(tmp_path, start="fresh")
     assert shared_start(bench) is bench.fresh
     assert not (tmp_path / "start").exists()
+
+
+def test_runs_start_from_an_adapter_that_is_there(done, tmp_path):
+    given = done.recipe.folder / "start"
+    bench = bench_of(tmp_path / "run", start=str(given))
+    collect(bench.recipe, bench=bench, progress=False)
+    (start,) = {run.start_path for run in TrajectoryStore(bench.recipe.store_folder).trajectories()}
+    run = TrajectoryStore(bench.recipe.store_folder).trajectories()[0]
+    expected = load_adapter_folder(given)[1]
+    assert run.start_path == start
+    assert all(torch.equal(run.start()[site][1], b) for site, (_, b) in expected.items())
+    assert not (tmp_path / "run" / "start").exists()
+
+
+def test_a_start_that_is_not_there_is_named_before_the_base_model_is_loaded(tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path)
+    recipe = replace(recipe, collect=replace(recipe.collect, start=f"{tmp_path}/nothing"))
+    monkeypatch.setattr(room, "open_bench", never)
+    monkeypatch.setattr(room, "recipe_suite", lambda recipe: tiny_suite())
+    with pytest.raises(BrokenAdapterError, match="nothing"):
+        collect(recipe, progress=False)
 
 
 def test_groups_change_only_the_rounding(done, tmp_path):

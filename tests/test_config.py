@@ -78,7 +78,7 @@ BAD = {  # text → what the message must say, after the file's name
     "diffusion: {k: 5, steps: 4}": r"diffusion: steps is 4; it must be at least 5",
     "diffusion: {mixing: 1.5}": r"diffusion: mixing is 1.5; it is a share",
     "diffusion: {ridge: 0}": r"diffusion: ridge is 0.0; it must be greater than 0",
-    "collect: {start: warm}": r"collect: start is 'warm'",
+    "collect: {start: warm}": r"collect: start is 'warm'; .* or a folder with an adapter",
     "collect: {gauge: free}": r"collect: gauge is 'free'",
     "collect: {snapshot_dtype: int8}": r"collect: snapshot_dtype is 'int8'",
     "collect: {seeds: 0}": r"collect: seeds is 0; it must be at least 1",
