@@ -4,8 +4,9 @@ In: a recipe.  Out: what training asks of its runs; and, by `encode_store`, the 
 Idea: whoever has the file trains the same generator at its width without the store, many times larger.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from jaxtyping import Float
@@ -13,16 +14,18 @@ from torch import Tensor
 
 from ltdi_peft.collect import recipe_suite
 from ltdi_peft.config import Recipe
-from ltdi_peft.encoded import Encoded, recipe_encoded, save_encoded
+from ltdi_peft.encode import AdapterCodec
+from ltdi_peft.encoded import Encoded, Runs, recipe_encoded, save_encoded
 from ltdi_peft.prepare import (
     Prepared,
     encoded_runs,
     encoded_targets,
+    least_and_largest,
     require_one_frame,
     runs_with,
     training_trajectories,
 )
-from ltdi_peft.spec import AdapterSpec, require_same_spec
+from ltdi_peft.spec import Adapter, AdapterSpec, moved, require_same_spec, site_norms
 from ltdi_peft.store import Trajectory, TrajectoryStore
 
 Targets = dict[str, Float[Tensor, "k site width"]]
@@ -69,12 +72,19 @@ def validation_targets(
 
 
 def encode_store(
-    recipe: Recipe, out: Path, *, width: int = 60, dtype: str = "float16", progress: bool = True
+    recipe: Recipe,
+    out: Path,
+    *,
+    width: int = 60,
+    dtype: str = "float16",
+    onto: Path | None = None,
+    progress: bool = True,
 ) -> Encoded:
     """Write the recipe's runs, encoded, to the new file `out`: all that `train.encoded` needs.
 
     Training tasks' runs, on which the codec of this width is fitted, and one run of every validation task.
-    dtype: of bases and tokens. Raises ValueError where `out` exists, and as training would for the runs.
+    dtype: of bases and tokens. onto: encoded runs of a first round, which this recipe's are a second one of
+    (`second_round`). Raises ValueError where `out` exists, and as training would for the runs.
     """
     if out.exists():
         raise ValueError(f"{out} exists already; nothing is overwritten, remove it or choose another --out.")
@@ -83,9 +93,70 @@ def encode_store(
     train, validation = ([task.name for task in suite.split(name)] for name in ("train", "validation"))
     runs, held_out = training_trajectories(recipe, train), held_out_runs(recipe, validation)
     require_one_frame([runs[0], *held_out], recipe)
-    encoded = encoded_runs(recipe, runs, progress=progress)
-    tokens = encoded_targets(encoded.codec, held_out, recipe.diffusion.k)
+    if onto:
+        first = recipe_encoded(replace(recipe, train=replace(recipe.train, encoded=str(onto))), train)
+        encoded = second_round(recipe, first, runs, held_out, progress=progress)
+    else:
+        encoded = encoded_runs(recipe, runs, progress=progress)
+        held = runs_with(encoded_targets(encoded.codec, held_out, recipe.diffusion.k), held_out)
+        encoded = replace(encoded, held_out=held)
     tasks = encoded.tasks | {run.task.name: run.task for run in held_out}
-    encoded = replace(encoded, held_out=runs_with(tokens, held_out), tasks=tasks)
+    encoded = replace(encoded, tasks=tasks)
     save_encoded(encoded, out, dtype)
     return encoded
+
+
+def tokens_by_task(encoded: Encoded) -> dict[str, dict[int, Float[Tensor, "k site width"]]]:
+    """Task → seed → its run, of training and of validation tasks."""
+    found: dict[str, dict[int, Tensor]] = {}
+    for part in (encoded.runs, encoded.held_out):
+        for task, seed, tokens in zip(part.tasks, part.seeds, part.tokens, strict=True):
+            found.setdefault(task, {})[seed] = tokens
+    return found
+
+
+def second_round(
+    recipe: Recipe,
+    first: Encoded,
+    runs: Sequence[Trajectory],
+    held_out: Sequence[Trajectory],
+    *,
+    progress: bool = True,
+) -> Encoded:
+    """Runs whose differences are the sum of two rounds: the task's first run, and these, from another start.
+
+    What runs from a long start learn beside the prompt, those from a short one did not, and the other way
+    round (docs/log.md). Each local target is the first round's, moved by what the second round's changed in B
+    since its start; in a codec of its own. Raises ValueError in a gauge other than `shared_a` and for a task
+    without a run in the first round.
+    """
+    old = first.codec
+    if old.gauge != "shared_a":
+        raise ValueError(
+            f"a second round adds differences in B, but collect.gauge is {old.gauge!r}. Use gauge 'shared_a'."
+        )
+    known = tokens_by_task(first)
+    if missing := sorted({run.task.name for run in [*runs, *held_out]} - set(known)):
+        raise ValueError(
+            f"{len(missing)} tasks of the second round have no run in the first, first {missing[0]!r}. "
+            f"Encode the first round with the same suite."
+        )
+
+    def both(chosen: Sequence[Trajectory]) -> Iterator[Adapter]:
+        for run in chosen:
+            own = known[run.task.name]
+            earlier = own[run.seed] if run.seed in own else next(iter(own.values()))
+            for snapshot, tokens in zip(run.local_targets(recipe.diffusion.k), earlier, strict=True):
+                yield moved(run.adapter(snapshot), run.start(), old.decode(tokens))
+
+    about = {"gauge": old.gauge, "width": recipe.codec.width, "basis_dtype": recipe.codec.dtype}
+    codec = AdapterCodec.fit(lambda: both(runs), old.spec, old.start, progress=progress, **about)
+
+    def encoded(chosen: Sequence[Trajectory]) -> Runs:
+        tokens = codec.encode_many(both(chosen))
+        return runs_with(tokens.view(len(chosen), recipe.diffusion.k, *tokens.shape[1:]), chosen)
+
+    tasks = {run.task.name: run.task for run in runs}
+    last = islice(both(runs), recipe.diffusion.k - 1, None, recipe.diffusion.k)
+    norms = least_and_largest([site_norms(old.spec, adapter) for adapter in last])
+    return Encoded(codec, encoded(runs), encoded(held_out), tasks, norms)

@@ -49,14 +49,14 @@ from ltdi_peft.multi_task import (
     validation_tasks,
     widened,
 )
-from ltdi_peft.origin import has_origin, moved, recipe_origin
+from ltdi_peft.origin import has_origin, recipe_origin
 from ltdi_peft.prepare import TrainingSet, prepare, training_trajectories
 from ltdi_peft.protocol import METHODS, SHOTS, Protocol, digest, score_tasks
 from ltdi_peft.report import markdown
 from ltdi_peft.report import table as table
 from ltdi_peft.score import pick_shots
 from ltdi_peft.sections import sections
-from ltdi_peft.spec import require_same_spec
+from ltdi_peft.spec import moved, require_same_spec
 from ltdi_peft.store import Trajectory, TrajectoryStore
 from ltdi_peft.summary import CONTEXTS, UNSEEN, TaskScores, summarise
 from ltdi_peft.t2l import FOLDERS, T2LRival, train_t2l

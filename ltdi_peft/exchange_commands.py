@@ -78,6 +78,7 @@ def encode_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="file to write; must not exist")
     parser.add_argument("--width", type=int, default=60, help="numbers a site, in place of codec.width")
     parser.add_argument("--dtype", default="float16", help="of bases and tokens: float16 or float32")
+    parser.add_argument("--onto", type=Path, help="encoded runs of a first round, to add these runs' to")
 
 
 def encode_recipe(known: Namespace) -> Answer:
@@ -86,7 +87,7 @@ def encode_recipe(known: Namespace) -> Answer:
     from ltdi_peft.encoding import encode_store
 
     recipe = load_recipe(known.recipe, known.overrides)
-    encoded = encode_store(recipe, known.out, width=known.width, dtype=known.dtype)
+    encoded = encode_store(recipe, known.out, width=known.width, dtype=known.dtype, onto=known.onto)
     runs, size = len(encoded.runs.tasks), known.out.stat().st_size
     said = f"{runs} runs in {known.out} ({size / 1e6:.1f} MB); train from it: --train.encoded={known.out}"
     return Answer([{"file": str(known.out), "runs": runs, "bytes": size}], [said])

@@ -73,11 +73,6 @@ def train_origin(bench: Bench, start: Adapter | None, *, progress: bool = True) 
     return made_once(bench, FOLDER, plan, start, tasks, progress=progress)
 
 
-def moved(adapter: Adapter, start: Adapter, origin: Adapter) -> Adapter:
-    """What was `adapter` to `start` to `origin`: the difference of B added there, with the origin's A."""
-    return {site: (a, b + adapter[site][1] - start[site][1]) for site, (a, b) in origin.items()}
-
-
 def at_origin(prepared: Prepared, origin: Adapter) -> Prepared:
     """The same tokens, counted from `origin`: what decodes to it, and ‖ΔW‖ of the training adapters there."""
     codec = replace(prepared.codec, origin=origin)

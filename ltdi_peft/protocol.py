@@ -32,10 +32,9 @@ from ltdi_peft.encode import AdapterCodec, round_trip
 from ltdi_peft.generator import Generator
 from ltdi_peft.kept import whole_lines
 from ltdi_peft.memorisation import nearest_distances, relative_errors
-from ltdi_peft.origin import moved
 from ltdi_peft.prepare import TrainingSet
 from ltdi_peft.score import chance, make_sheet, pick_shots, score
-from ltdi_peft.spec import Adapter
+from ltdi_peft.spec import Adapter, moved
 from ltdi_peft.store import Trajectory
 from ltdi_peft.summary import CONTEXTS, UNSEEN, TaskScores
 from ltdi_peft.t2l import FOLDERS, T2LRival

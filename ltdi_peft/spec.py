@@ -111,6 +111,11 @@ def site_norms(spec: AdapterSpec, adapter: Adapter) -> dict[str, float]:
     return {site.name: delta_norm(*adapter[site.name], site.scaling) for site in spec.sites}
 
 
+def moved(adapter: Adapter, start: Adapter, origin: Adapter) -> Adapter:
+    """What was `adapter` to `start` to `origin`: the difference of B added there, with the origin's A."""
+    return {site: (a, b + adapter[site][1] - start[site][1]) for site, (a, b) in origin.items()}
+
+
 def require_sites(expected: set[str], got: set[str], where: str) -> None:
     """Raise BrokenAdapterError that names the first missing or unknown site."""
     if missing := sorted(expected - got):

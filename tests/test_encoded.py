@@ -13,9 +13,9 @@ from ltdi_peft.cli import main
 from ltdi_peft.collect import open_bench
 from ltdi_peft.encode import AdapterCodec
 from ltdi_peft.encoded import load_encoded, recipe_encoded, save_encoded
-from ltdi_peft.encoding import encode_store
+from ltdi_peft.encoding import encode_store, second_round
 from ltdi_peft.prepare import training_trajectories
-from ltdi_peft.spec import SpecMismatchError
+from ltdi_peft.spec import SpecMismatchError, site_norms
 from ltdi_peft.train import train_generator
 
 WIDTH = 5  # other than the recipe's
@@ -113,7 +113,43 @@ def test_equal_runs_give_equal_bytes_and_a_codec_reads_them(files, tmp_path):
     assert AdapterCodec.load(files["float16"]).width == WIDTH
 
 
+def test_a_second_round_is_added_to_the_first(world, tmp_path):
+    recipe, runs = (
+        over_the_store(world, tmp_path / "run"),
+        training_trajectories(world.recipe, SPLITS["train"]),
+    )
+    every = 3 * len(runs)  # as many directions as there are adapters: nothing is lost
+    options = {"width": every, "dtype": "float32", "progress": False}
+    encode_store(recipe, tmp_path / "first", **options)
+    both = encode_store(recipe, tmp_path / "both", onto=tmp_path / "first", **options)
+    read = load_encoded(tmp_path / "both")
+    assert (read.runs.tasks, read.runs.seeds, read.held_out.tasks) == (
+        both.runs.tasks,
+        both.runs.seeds,
+        SPLITS["validation"],
+    )
+    for index, run in enumerate(runs):
+        for place, snapshot in enumerate(run.local_targets(3)):
+            decoded, own = read.codec.decode(read.runs.tokens[index, place]), run.adapter(snapshot)
+            for site, (a, b) in run.start().items():
+                assert torch.equal(decoded[site][0], a)
+                torch.testing.assert_close(decoded[site][1] - b, 2 * (own[site][1] - b), rtol=1e-3, atol=1e-5)
+    for run in runs:
+        for site, norm in site_norms(run.spec, run.adapter(run.snapshots[-1])).items():
+            assert both.norm_range[site][1] > norm  # that of the sum
+
+
 # ---- refusals
+
+
+def test_a_second_round_needs_a_first_of_its_tasks_and_gauge(world, files):
+    first, runs = load_encoded(files["float32"]), training_trajectories(world.recipe, SPLITS["train"])
+    some = replace(first, runs=first.runs.of(SPLITS["train"][1:]))
+    with pytest.raises(ValueError, match=f"no run in the first, first '{SPLITS['train'][0]}'"):
+        second_round(world.recipe, some, runs, [])
+    other = replace(first, codec=replace(first.codec, gauge="shared_start"))
+    with pytest.raises(ValueError, match=r"collect\.gauge is 'shared_start'\. Use gauge 'shared_a'"):
+        second_round(world.recipe, other, runs, [])
 
 
 def test_only_the_recipes_training_tasks_are_learnt(world, files, tmp_path):
@@ -173,6 +209,9 @@ def test_the_command(world, tmp_path, capsys):
     assert f"10 runs in {out}" in said
     assert f"--train.encoded={out}" in said
     assert load_encoded(out).codec.width == 4
+    again = [*command[:-2], "--onto", str(out)]
+    again[again.index(str(out))] = str(tmp_path / "both.safetensors")
+    assert main(again) == 0
     assert Path(recipe.folder / "cache").is_dir()
     assert main(command) == 2
     assert "exists already" in capsys.readouterr().err

@@ -14,10 +14,10 @@ from ltdi_peft.evaluate import evaluate
 from ltdi_peft.files import read_json
 from ltdi_peft.generator import load_generator
 from ltdi_peft.multi_task import multi_task_plan
-from ltdi_peft.origin import at_origin, moved, recipe_origin, train_origin
+from ltdi_peft.origin import at_origin, recipe_origin, train_origin
 from ltdi_peft.prepare import prepare
 from ltdi_peft.resume import made_from
-from ltdi_peft.spec import SpecMismatchError, site_norms
+from ltdi_peft.spec import SpecMismatchError, moved, site_norms
 from ltdi_peft.train import train_generator
 
 
