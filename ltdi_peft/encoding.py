@@ -128,9 +128,10 @@ def second_round(
     What runs from a long start learn beside the prompt, those from a short one did not, and the other way
     round (docs/log.md). Each local target is the first round's, moved by what the second round's changed in B
     since its start; in a codec of its own. Raises ValueError in a gauge other than `shared_a` and for a task
-    without a run in the first round.
+    without a run in the first round, SpecMismatchError for runs of another adapter.
     """
     old = first.codec
+    require_same_spec(old.spec, runs[0].spec, str(runs[0].path))
     if old.gauge != "shared_a":
         raise ValueError(
             f"a second round adds differences in B, but collect.gauge is {old.gauge!r}. Use gauge 'shared_a'."

@@ -147,6 +147,9 @@ def test_a_second_round_needs_a_first_of_its_tasks_and_gauge(world, files):
     some = replace(first, runs=first.runs.of(SPLITS["train"][1:]))
     with pytest.raises(ValueError, match=f"no run in the first, first '{SPLITS['train'][0]}'"):
         second_round(world.recipe, some, runs, [])
+    foreign = replace(runs[0], spec=replace(runs[0].spec, base_model="another"))
+    with pytest.raises(SpecMismatchError, match="for base model 'another'"):
+        second_round(world.recipe, first, [foreign], [])
     other = replace(first, codec=replace(first.codec, gauge="shared_start"))
     with pytest.raises(ValueError, match=r"collect\.gauge is 'shared_start'\. Use gauge 'shared_a'"):
         second_round(world.recipe, other, runs, [])
