@@ -76,6 +76,7 @@ def publish(result: Result, options: argparse.Namespace) -> None:
 
 def write_pages(folder: Path, name: str, found: dict[str, Any], text: str) -> None:
     """A result as `<name>.json`, its page as `<name>.md`; the page is printed, too."""
+    folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / f"{name}.json", json_bytes(found))
     replace_file(folder / f"{name}.md", text.encode())
     print(text)
