@@ -6,7 +6,6 @@ Idea: whoever has the file trains the same generator at its width without the st
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 from jaxtyping import Float
@@ -100,8 +99,7 @@ def encode_store(
         encoded = encoded_runs(recipe, runs, progress=progress)
         held = runs_with(encoded_targets(encoded.codec, held_out, recipe.diffusion.k), held_out)
         encoded = replace(encoded, held_out=held)
-    tasks = encoded.tasks | {run.task.name: run.task for run in held_out}
-    encoded = replace(encoded, tasks=tasks)
+    encoded = replace(encoded, tasks=encoded.tasks | {run.task.name: run.task for run in held_out})
     save_encoded(encoded, out, dtype)
     return encoded
 
@@ -127,8 +125,8 @@ def second_round(
 
     What runs from a long start learn beside the prompt, those from a short one did not, and the other way
     round (docs/log.md). Each local target is the first round's, moved by what the second round's changed in B
-    since its start; in a codec of its own. Raises ValueError in a gauge other than `shared_a` and for a task
-    without a run in the first round, SpecMismatchError for runs of another adapter.
+    since their start, which they share; in a codec of its own. Raises ValueError in a gauge other than
+    `shared_a` and for a task without a run in the first round, SpecMismatchError for runs of another adapter.
     """
     old = first.codec
     require_same_spec(old.spec, runs[0].spec, str(runs[0].path))
@@ -143,21 +141,23 @@ def second_round(
             f"Encode the first round with the same suite."
         )
 
-    def both(chosen: Sequence[Trajectory]) -> Iterator[Adapter]:
-        for run in chosen:
-            own = known[run.task.name]
-            earlier = own[run.seed] if run.seed in own else next(iter(own.values()))
-            for snapshot, tokens in zip(run.local_targets(recipe.diffusion.k), earlier, strict=True):
-                yield moved(run.adapter(snapshot), run.start(), old.decode(tokens))
+    k, start = recipe.diffusion.k, runs[0].start()
+
+    def summed(run: Trajectory, place: int) -> Adapter:
+        own = known[run.task.name]
+        earlier = own.get(run.seed, next(iter(own.values())))
+        return moved(run.adapter(run.local_targets(k)[place]), start, old.decode(earlier[place]))
+
+    def every(chosen: Sequence[Trajectory]) -> Iterator[Adapter]:
+        return (summed(run, place) for run in chosen for place in range(k))
 
     about = {"gauge": old.gauge, "width": recipe.codec.width, "basis_dtype": recipe.codec.dtype}
-    codec = AdapterCodec.fit(lambda: both(runs), old.spec, old.start, progress=progress, **about)
+    codec = AdapterCodec.fit(lambda: every(runs), old.spec, old.start, progress=progress, **about)
 
     def encoded(chosen: Sequence[Trajectory]) -> Runs:
-        tokens = codec.encode_many(both(chosen))
-        return runs_with(tokens.view(len(chosen), recipe.diffusion.k, *tokens.shape[1:]), chosen)
+        tokens = codec.encode_many(every(chosen))
+        return runs_with(tokens.view(len(chosen), k, *tokens.shape[1:]), chosen)
 
     tasks = {run.task.name: run.task for run in runs}
-    last = islice(both(runs), recipe.diffusion.k - 1, None, recipe.diffusion.k)
-    norms = least_and_largest([site_norms(old.spec, adapter) for adapter in last])
+    norms = least_and_largest([site_norms(old.spec, summed(run, k - 1)) for run in runs])
     return Encoded(codec, encoded(runs), encoded(held_out), tasks, norms)

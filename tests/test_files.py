@@ -18,10 +18,11 @@ def test_what_fails_leaves_the_older_file_and_folder(tmp_path):
     replace_file(tmp_path / "file", b"old")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
-    for way in (replacing, replacing_folder):
-        with pytest.raises(OSError, match="full"), way(tmp_path / way.__name__.replace("replacing", "file")):
+    for way, name in ((replacing, "file"), (replacing_folder, "folder")):
+        with pytest.raises(OSError, match="full"), way(tmp_path / name):
             raise OSError("the disk is full")
     assert (tmp_path / "file").read_bytes() == b"old"
+    assert (tmp_path / "folder" / "old").exists()
 
 
 def test_a_folder_takes_the_place_of_an_older_one_and_of_what_a_killed_writer_left(tmp_path):
