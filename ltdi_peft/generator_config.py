@@ -39,6 +39,7 @@ class GeneratorConfig:
     format_version: int = FORMAT_VERSION
     condition_examples: int = 0  # the most examples that a training condition had; 0: it reads prompts alone
     tuned: bool = False  # whether the encoder was tuned: encoder.safetensors
+    attributes: bool = False  # whether conditions are probabilities of attributes: attributes.safetensors
     # guidance_scale and mean_share of adapters that work without the prompt in context; None: as the others
     alone: dict[str, float] | None = None
     shrunk: dict[str, Any] | None = None  # from which width, and the error; matrices are then int8
@@ -121,6 +122,11 @@ TUNED = """
 The encoder's last layers were tuned on the prompts of its training tasks (`encoder.safetensors`).
 """
 
+ATTRIBUTES = """
+It reads a prompt by a classifier of attributes that its training tasks share (`attributes.safetensors`): a
+prompt is a combination of them to it, and what is none of them it does not know.
+"""
+
 READS = """
 It reads examples of the task beside the prompt: `generate_adapter(…, examples=[(input, answer), …])`; trained
 with 1 to {count} of them.
@@ -167,6 +173,7 @@ def card_text(
             [
                 ALONE.format(**config.alone) if config.alone else "",
                 TUNED if config.tuned else "",
+                ATTRIBUTES if config.attributes else "",
                 READS.format(count=config.condition_examples) if config.condition_examples else "",
                 shrunk_text(config.shrunk) if config.shrunk else "",
             ]

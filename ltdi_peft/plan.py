@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from ltdi_peft.attributes import known_values
 from ltdi_peft.base import dtype_named
 from ltdi_peft.collect import HELD_OUT
 from ltdi_peft.condition import WORDS
@@ -149,13 +150,14 @@ def file_bytes(about: Shapes) -> tuple[dict[str, int], DenoiserConfig, int]:
     tokens = network.sites * network.width
     # The centre's map with its intercept, the mean, and the conditions of the training tasks.
     buffers = (network.condition_width + 2) * tokens + len(about.tasks("train")) * network.condition_width
+    read = tuned_numbers(recipe) + classifier_numbers(about)
     files = {
         "trajectories": recipe.collect.seeds * run_bytes(about, "train") + own,
         "held_out": run_bytes(about, *HELD_OUT) + (own if about.held_out_runs else 0),
         "start": started,
         "codec": codec,
         "tokens": about.training_runs * recipe.diffusion.k * tokens * FLOAT,
-        "generator": codec + FLOAT * (networks(recipe) * weights + buffers + tuned_numbers(recipe)),
+        "generator": codec + FLOAT * (networks(recipe) * weights + buffers + read),
         # Of each resume point: weights, averaged weights, AdamW's two. And each training's first stage.
         "checkpoints": (4 * resume_points(recipe) + first_stages(recipe)) * FLOAT * weights,
     }
@@ -201,10 +203,25 @@ def network_config(about: Shapes) -> DenoiserConfig:
     """The generator's network."""
     recipe, sites = about.recipe, about.spec.sites
     widest = max(map(about.coordinates, sites))
-    widths = {"minilm": MINILM_WIDTH, "minilm_words": MINILM_WIDTH + WORDS, "base": about.hidden}
-    condition = widths[recipe.condition.encoder]
+    condition = told_values(about) if recipe.condition.attributes else encoder_width(about)
     sizes = {"sites": len(sites), "width": recipe.codec.width or widest, "condition_width": condition}
     return DenoiserConfig(**sizes, **vars(recipe.denoiser))
+
+
+def encoder_width(about: Shapes) -> int:
+    """Numbers of a condition before any attributes are told."""
+    widths = {"minilm": MINILM_WIDTH, "minilm_words": MINILM_WIDTH + WORDS, "base": about.hidden}
+    return widths[about.recipe.condition.encoder]
+
+
+def told_values(about: Shapes) -> int:
+    """Values of all attributes of the training tasks."""
+    return sum(map(len, known_values([task.attributes for task in about.tasks("train")]).values()))
+
+
+def classifier_numbers(about: Shapes) -> int:
+    """Of the attribute classifier, with its intercept."""
+    return (encoder_width(about) + 1) * told_values(about) if about.recipe.condition.attributes else 0
 
 
 # ---- memory

@@ -214,11 +214,19 @@ def training_set(
     there is a second condition of each prompt, with examples beside it. keep: a folder to keep conditions in.
     """
     runs, names = encoded.runs, tuple(sorted(set(encoded.runs.tasks)))
-    count = max(len(suite[name].prompts) for name in names)
     tasks = [suite[name] for name in names]
-    conditions = all_conditions(encoder, tasks, count, keep, progress=progress)
+    conditions = prompt_conditions(encoder, tasks, keep=keep, progress=progress)
     task = torch.tensor([names.index(name) for name in runs.tasks])
     return TrainingSet(names, runs.tokens, task, conditions, encoder.evidence_width)
+
+
+def prompt_conditions(
+    encoder: PromptEncoder, tasks: Sequence[Task], *, keep: Path | None = None, progress: bool = False
+) -> Float[Tensor, "task prompt condition"]:
+    """Of as many prompts as a task has at most. What is kept is from before any attributes are told."""
+    plain, count = encoder.with_attributes(None), max(len(task.prompts) for task in tasks)
+    conditions = all_conditions(plain, tasks, count, keep, progress=progress)
+    return encoder.attributes(conditions) if encoder.attributes else conditions
 
 
 def all_conditions(

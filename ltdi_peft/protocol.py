@@ -244,6 +244,7 @@ def generator_digest(generator: Generator) -> str:
             generator.codec.scale,
             generator.codec.energy_kept,
             *(flat(generator.tuning).values() if generator.tuning else ()),
+            *([generator.attributes.weight] if generator.attributes else ()),
         ]
     )
     return hashlib.sha256(f"{weights}{json.dumps(config, sort_keys=True)}".encode()).hexdigest()[:16]

@@ -112,8 +112,8 @@ def narrowed(generator: Generator, directions: Sequence[Directions], width: int)
         shrunk={"from_width": generator.codec.width, "width": width, "prompts": 0, "error": 0.0},
     )
     state = turned(generator.state_dict(), turn)
-    tuning = generator.tuning
-    small = Generator(config, codec, tuning=tuning, **{name: state[name] for name in BUFFERS})  # pyright: ignore[reportArgumentType]  # BUFFERS are its names
+    read = {"tuning": generator.tuning, "attributes": generator.attributes}
+    small = Generator(config, codec, **read, **{name: state[name] for name in BUFFERS})  # pyright: ignore[reportArgumentType]  # BUFFERS are its names
     small.load_state_dict({name: rounded(weight) for name, weight in state.items()})
     return small.eval()
 

@@ -83,7 +83,9 @@ class Task:
     """A task: what it is called, how it may be asked for, and examples (none = weight-space use only).
 
     `prompts` are training paraphrases, `evaluation_prompts` held-out ones; `family` names the tasks that
-    must share a split ("" = a family of its own, which is then set to the name). Sequences become tuples, and
+    must share a split ("" = a family of its own, which is then set to the name). `attributes` say what it has
+    in common with others, e.g. {"language": "German", "form": "letter"}: training may use them
+    (`condition.attributes`), generation reads prompts alone. Sequences become tuples, and
     (input, answer) pairs or dicts become `Example`s. Raises ValueError for what could leak or not be asked.
     """
 
@@ -94,6 +96,7 @@ class Task:
     train: tuple[Example, ...] = ()
     evaluation: tuple[Example, ...] = ()
     evaluation_prompts: tuple[str, ...] = ()
+    attributes: tuple[tuple[str, str], ...] = ()
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class Task:
         train: Iterable[ExampleLike] = (),
         evaluation: Iterable[ExampleLike] = (),
         evaluation_prompts: Iterable[str] = (),
+        attributes: Mapping[str, Any] | Iterable[Any] = (),
     ) -> None:
         """Normalise sequences, then refuse half-valid tasks."""
         if not isinstance(name, str) or not name.strip():
@@ -116,6 +120,7 @@ class Task:
             "train": tuple([_example(name, e) for e in train]),
             "evaluation": tuple([_example(name, e) for e in evaluation]),
             "evaluation_prompts": _prompts(name, "evaluation_prompts", evaluation_prompts),
+            "attributes": _attributes(name, attributes),
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)  # the class is frozen
@@ -148,6 +153,8 @@ class Task:
         for key in ("train", "evaluation"):
             if key in record:
                 record[key] = [_example_record(e) for e in record[key]]
+        if self.attributes:
+            record["attributes"] = dict(self.attributes)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in record.items()}
 
     @staticmethod
@@ -187,6 +194,19 @@ class Task:
             return Task(**d)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
+
+
+@no_type_check  # as for Example
+def _attributes(task: str, given: Mapping[str, Any] | Iterable[Any]) -> tuple[tuple[str, str], ...]:
+    try:
+        pairs = sorted(dict(given).items())
+    except (TypeError, ValueError):
+        pairs = [(None, None)]
+    if not all(isinstance(text, str) and text.strip() for pair in pairs for text in pair):
+        raise ValueError(
+            f'task {task!r}: attributes are texts, e.g. {{"language": "German"}}, got {given!r}.'
+        )
+    return tuple(pairs)
 
 
 def _with_data(d: dict[str, Any], where: str, folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from ltdi_peft.attribute_fit import fit_attributes, recipe_attributes
 from ltdi_peft.base import require_causal
 from ltdi_peft.collect import PATIENCE, Bench, open_bench, recipe_suite, timed
 from ltdi_peft.condition import PromptEncoder
@@ -112,6 +113,7 @@ def train_in(
     require_frame(recipe, bench.spec, names, held_out)
     with accelerator.main_process_first():
         tune(bench, progress=progress)
+        fit_attributes(bench, plain_encoder(bench), progress=progress)
         encoder = recipe_encoder(bench)
         prepared = prepare(recipe, encoder, bench.suite, progress=progress)
     report: dict[str, Any] = {"world_size": accelerator.num_processes}
@@ -213,11 +215,16 @@ def add_alone(generator: Generator, weights: Weights) -> None:
     )
 
 
-def recipe_encoder(bench: Bench) -> PromptEncoder:
-    """The recipe's encoder of prompts and examples."""
+def plain_encoder(bench: Bench) -> PromptEncoder:
+    """The recipe's encoder before any attributes are told."""
     about = bench.recipe.condition
     tuning = recipe_tuning(bench.recipe)
     return PromptEncoder(about.encoder, base=bench.base, examples=about.examples, tuning=tuning)
+
+
+def recipe_encoder(bench: Bench) -> PromptEncoder:
+    """The recipe's encoder of prompts and examples."""
+    return plain_encoder(bench).with_attributes(recipe_attributes(bench.recipe))
 
 
 def with_origin(
@@ -342,6 +349,7 @@ def build_generator(
         condition_width=data.conditions.shape[-1],
         condition_examples=recipe.condition.examples,
         tuned=bool(recipe.condition.tuning.steps),
+        attributes=recipe.condition.attributes,
         loss=diffusion.loss,
         law=diffusion.law,
         k=diffusion.k,
@@ -364,6 +372,7 @@ def build_generator(
         conditions=torch.nn.functional.normalize(data.prompt_conditions.mean(1), dim=-1),
         encoder=encoder,
         tuning=recipe_tuning(recipe),
+        attributes=recipe_attributes(recipe),
     )
     generator.denoiser.load_state_dict(weights)
     return generator.eval()

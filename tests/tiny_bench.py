@@ -61,7 +61,8 @@ def tiny_task(name):
         examples.append(Example(" ".join(words), answer, choices))
     about = f"{domain} {question} {form}"
     held_out = (f"please {about}", f"please say {about}")
-    return Task(name, (f"say {about}", f"name {about}"), domain, "", examples[:12], examples[12:], held_out)
+    prompts, attributes = (f"say {about}", f"name {about}"), {"question": question, "form": form}
+    return Task(name, prompts, domain, "", examples[:12], examples[12:], held_out, attributes)
 
 
 def tiny_suite():

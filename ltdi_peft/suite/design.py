@@ -151,6 +151,7 @@ def product_record(
         "name": f"{domain.name}/{q.name}/{f.name}",
         "domain": domain.name,
         "family": f"{domain.name}/{q.name}/{f.group}",
+        "attributes": {"question": f"{domain.name}/{q.name}", "format": f.name},
         "prompts": paired_prompts(asks, says, TRAINING_PROMPTS[wordings]),
         "evaluation_prompts": paired_prompts(q.held_out, f.held_out, 4),
     }
@@ -160,7 +161,7 @@ def product_record(
 def alone_record(domain: Domain, task: Alone, held_out: frozenset[str], wordings: str) -> dict[str, Any]:
     """The task record of a stand-alone task, a family of its own."""
     name = f"{domain.name}/{task.name}"
-    head = {"name": name, "domain": domain.name, "family": name}
+    head = {"name": name, "domain": domain.name, "family": name, "attributes": {"question": name}}
     asks = worded(task.prompts, "questions", name, wordings)
     prompts = {"prompts": list(asks), "evaluation_prompts": list(task.held_out)}
     return head | prompts | examples(domain, task.answer, held_out)

@@ -1,0 +1,103 @@
+"""Which attributes a prompt asks for: condition → probabilities, from tasks whose attributes are known.
+
+In: conditions of training prompts, and the attributes of their tasks, e.g. {"question": "plural", "format":
+"capitals"}.  Out: `AttributeClassifier`.
+Idea: adapters of tasks that share an attribute share a part, and the parts of a combination that nobody
+trained on add up to nearly its own adapter (docs/log.md). A linear map from prompt to adapter blurs the parts
+with every new wording. So a ridge regression tells how much a condition speaks for each value, a softmax over
+the values of an attribute makes that sharp, and adapters are predicted from these probabilities.
+Source: direct attribute prediction, Lampert et al. 2009 (doi:10.1109/CVPR.2009.5206594).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ltdi_peft.centre import Ridge, fit_ridge, task_rows
+from ltdi_peft.files import replace_file
+
+HEADER, WEIGHT = "attributes", "weight"
+STRENGTH = 1e-4  # of the regression; 3e-5 … 3e-4 are as good on held-out wordings (docs/log.md)
+SHARPNESS = 30.0  # of the softmax: scores are shares of 1; 20 … 50 are as good
+
+Attributes = tuple[tuple[str, str], ...]
+"""(attribute, value) pairs of a task, as `Task.attributes` has them."""
+Values = dict[str, tuple[str, ...]]
+"""Attribute → its known values; both in the order of the probabilities."""
+
+
+@dataclass(frozen=True, eq=False)
+class AttributeClassifier:
+    """Conditions → for each attribute the probability of each of its values."""
+
+    values: Values
+    weight: Float[Tensor, "input value"]  # of a `centre.Ridge`
+
+    @property
+    def width(self) -> int:
+        """Numbers of a result."""
+        return sum(map(len, self.values.values()))
+
+    def __call__(self, conditions: Float[Tensor, "*row condition"]) -> Float[Tensor, "*row value"]:
+        """Those of an attribute add up to 1; float32."""
+        scores = Ridge(self.weight)(conditions.flatten(0, -2)) * SHARPNESS
+        parts = scores.split([len(values) for values in self.values.values()], dim=1)
+        sharp = torch.cat([part.softmax(1) for part in parts], 1)
+        return sharp.view(*conditions.shape[:-1], -1)
+
+
+def known_values(tasks: Sequence[Attributes]) -> Values:
+    """Of every attribute that any of the tasks has, sorted."""
+    pairs = sorted({pair for task in tasks for pair in task})
+    return {name: tuple(value for key, value in pairs if key == name) for name, _ in pairs}
+
+
+def fit_classifier(
+    conditions: Float[Tensor, "task prompt condition"], tasks: Sequence[Attributes]
+) -> AttributeClassifier:
+    """From every prompt of the training tasks. An attribute that a task lacks speaks for none of its values.
+
+    Raises ValueError where no task has attributes.
+    """
+    values = known_values(tasks)
+    if not values:
+        raise ValueError(
+            f"condition.attributes is true, but none of the {len(tasks)} training tasks has attributes. Give "
+            f'them some, e.g. Task(…, attributes={{"language": "German"}}), or set it to false.'
+        )
+    places = {pair: i for i, pair in enumerate((n, value) for n, own in values.items() for value in own)}
+    targets = torch.zeros(len(tasks), len(places))
+    for row, pairs in zip(targets, tasks, strict=True):
+        row[[places[pair] for pair in pairs]] = 1.0
+    rows, task = task_rows(conditions)
+    return AttributeClassifier(values, fit_ridge(rows, targets[task], STRENGTH).weight.float())
+
+
+def save_classifier(classifier: AttributeClassifier, file: Path, plan: dict[str, Any] | None = None) -> None:
+    """One safetensors file; `plan`: what it depends on."""
+    about = {"values": {name: list(values) for name, values in classifier.values.items()}, "plan": plan}
+    replace_file(file, save({WEIGHT: classifier.weight.contiguous()}, metadata={HEADER: json.dumps(about)}))
+
+
+def load_classifier(file: Path) -> AttributeClassifier:
+    """The inverse of `save_classifier`. KeyError for another file, SafetensorError for a damaged one."""
+    values = {name: tuple(values) for name, values in _header(file)["values"].items()}
+    return AttributeClassifier(values, load_file(file)[WEIGHT])
+
+
+def classifier_plan(file: Path) -> dict[str, Any]:
+    """What it was saved with."""
+    return _header(file)["plan"]
+
+
+def _header(file: Path) -> dict[str, Any]:
+    with safe_open(file, framework="pt") as reader:
+        return json.loads((reader.metadata() or {})[HEADER])

@@ -1,0 +1,191 @@
+"""Attributes of tasks: the classifier of prompts, and generators whose conditions it makes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_bench import collected, link_runs
+from torch.testing import assert_close
+
+from ltdi_peft.attribute_fit import FILE, recipe_attributes
+from ltdi_peft.attributes import SHARPNESS, STRENGTH, AttributeClassifier, fit_classifier, known_values
+from ltdi_peft.centre import fit_ridge, fit_task_ridge
+from ltdi_peft.condition import PromptEncoder
+from ltdi_peft.config import ConditionConfig
+from ltdi_peft.generator import ATTRIBUTES_FILE, load_generator
+from ltdi_peft.protocol import generator_digest
+from ltdi_peft.shrink import shrink
+from ltdi_peft.suite import builtin_tasks
+from ltdi_peft.task import Task, TaskSuite
+from ltdi_peft.train import recipe_encoder, train_generator
+
+PROMPTS = ("please a second twice", "please b second plain")
+QUESTIONS, FORMS = [f"q{i}" for i in range(12)], [f"f{i}" for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return collected(tmp_path_factory.mktemp("attributes"))
+
+
+@pytest.fixture
+def bench(runs, tmp_path):
+    return attribute_bench(runs, tmp_path / "run")
+
+
+def attribute_bench(runs, folder, encoder="base"):
+    link_runs(runs.recipe, folder)
+    condition = ConditionConfig(encoder, attributes=True)
+    train = replace(runs.recipe.train, steps=2)
+    return replace(runs, recipe=replace(runs.recipe, output=str(folder), condition=condition, train=train))
+
+
+def drawn_world(noise=0.5, wordings=12):
+    """Conditions (task, wording, 40) of all pairs of a question and a form, attributes, and parts."""
+    rng = torch.Generator().manual_seed(0)
+    asked, formed = torch.randn(12, 40, generator=rng), torch.randn(6, 40, generator=rng)
+    pairs = [(q, f) for q in range(12) for f in range(6)]
+    said = torch.stack([(asked[q] + formed[f]) / 40**0.5 for q, f in pairs])
+    conditions = said[:, None] + noise / 40**0.5 * torch.randn(72, wordings, 40, generator=rng)
+    attributes = [(("form", FORMS[f]), ("question", QUESTIONS[q])) for q, f in pairs]
+    return (
+        conditions,
+        attributes,
+        torch.randn(12, 30, generator=rng),
+        torch.randn(6, 30, generator=rng),
+        pairs,
+    )
+
+
+# --- the classifier
+
+
+def test_probabilities_are_a_softmax_of_a_ridge_regression_on_the_values():
+    conditions, attributes, *_ = drawn_world()
+    found = fit_classifier(conditions, attributes)
+    assert found.values == {"form": tuple(FORMS), "question": tuple(sorted(QUESTIONS))}
+    values = [("form", v) for v in found.values["form"]] + [("question", v) for v in found.values["question"]]
+    targets = torch.tensor([[float(value in own) for value in values] for own in attributes])
+    ridge = fit_ridge(conditions.flatten(0, 1), targets.repeat_interleave(12, 0), STRENGTH)
+    scores = SHARPNESS * ridge(conditions[3])
+    wanted = torch.cat([scores[:, :6].softmax(1), scores[:, 6:].softmax(1)], 1).float()
+    assert_close(found(conditions[3]), wanted, rtol=1e-4, atol=1e-5)
+    assert_close(found(conditions)[3], found(conditions[3]))  # of any number of leading dimensions
+    assert found.width == 18
+
+
+def test_adapters_of_new_combinations_in_new_wordings_are_predicted_better_from_probabilities():
+    """Parts that add up, every sixth combination held out: the reason for all of this."""
+    conditions, attributes, of_question, of_form, pairs = drawn_world(noise=2.0)
+    targets = torch.stack([of_question[q] + of_form[f] for q, f in pairs])
+    held = torch.tensor([(q + f) % 6 == 0 for q, f in pairs])
+    seen, new = conditions[~held][:, :6], conditions[held][:, 6:]
+    classifier = fit_classifier(seen, [own for own, out in zip(attributes, held, strict=True) if not out])
+
+    def error(make):
+        predicted = fit_task_ridge(make(seen), targets[~held], 1e-3)(make(new).flatten(0, 1))
+        wanted = targets[held].repeat_interleave(6, 0)
+        return ((predicted - wanted).square().sum() / (wanted - targets.mean(0)).square().sum()).item()
+
+    assert error(classifier) < 0.6 * error(lambda conditions: conditions)
+
+
+def test_a_task_without_an_attribute_speaks_for_none_of_its_values():
+    conditions, attributes, *_ = drawn_world()
+    alone = [*attributes[:-1], (("question", "q11"),)]
+    found, whole = fit_classifier(conditions, alone), fit_classifier(conditions, attributes)
+    place = found.values["form"].index("f5")
+    assert found(conditions[-1])[:, place].mean() < whole(conditions[-1])[:, place].mean()
+    assert known_values(alone) == known_values(attributes)
+
+
+def test_without_any_attributes_there_is_nothing_to_tell():
+    with pytest.raises(ValueError, match="none of the 2 training tasks has attributes"):
+        fit_classifier(torch.randn(2, 3, 4), [(), ()])
+
+
+# --- tasks
+
+
+def test_attributes_of_a_task_come_back_from_its_record():
+    task = Task("t", ["Say it."], attributes={"language": "German", "form": "letter"})
+    assert task.attributes == (("form", "letter"), ("language", "German"))
+    assert task.to_dict()["attributes"] == {"form": "letter", "language": "German"}
+    assert Task.from_dict(task.to_dict(), "line 1") == task
+    assert hash(task) == hash(Task("t", ["Say it."], attributes=task.attributes))
+    assert "attributes" not in Task("t", ["Say it."]).to_dict()  # older files stay as they are
+
+
+@pytest.mark.parametrize("given", [{"language": 3}, {"": "German"}, {"language": " "}, "German"])
+def test_attributes_that_are_no_texts_are_refused(given):
+    with pytest.raises(ValueError, match="task 't': attributes are texts"):
+        Task.from_dict({"name": "t", "prompts": ["Say it."], "attributes": given}, "line 1")
+
+
+def test_every_built_in_task_has_a_question_and_most_have_a_format():
+    for record in builtin_tasks():
+        parts = record["attributes"]
+        assert (
+            "/".join([parts["question"], *([parts["format"]] if "format" in parts else [])]) == record["name"]
+        )
+    assert sum("format" in record["attributes"] for record in builtin_tasks()) > 600
+
+
+# --- generators
+
+
+@pytest.mark.parametrize("encoder", ["base", pytest.param("minilm_words", marks=pytest.mark.slow)])
+def test_a_generator_carries_its_classifier(runs, tmp_path, encoder):
+    bench = attribute_bench(runs, tmp_path / "run", encoder)
+    generator = train_generator(bench.recipe, bench=bench, progress=False)
+    assert generator.config.attributes
+    assert generator.config.condition_width == 4  # 2 questions, 2 forms
+    told = recipe_encoder(bench)(PROMPTS)
+    assert_close(told.view(2, 2, 2).sum(2), torch.ones(2, 2))
+    folder = bench.recipe.generator_folder
+    again = load_generator(folder)
+    assert_close(again.encode_prompts(PROMPTS, bench.base), told)
+    assert again.attributes.values == {"form": ("plain", "twice"), "question": ("first", "second")}
+    assert "classifier of attributes" in (folder / "README.md").read_text()
+    small = shrink(again)
+    small.save_pretrained(tmp_path / "small")
+    assert_close(load_generator(tmp_path / "small").encode_prompts(PROMPTS, bench.base), told)
+    other = load_generator(folder)
+    other.attributes = AttributeClassifier(other.attributes.values, -other.attributes.weight)
+    assert generator_digest(other) != generator_digest(again)
+    (folder / ATTRIBUTES_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{ATTRIBUTES_FILE} is missing"):
+        load_generator(folder)
+
+
+def test_the_classifier_is_fitted_once_and_for_these_tasks(bench, runs):
+    with pytest.raises(FileNotFoundError, match="this recipe reads attributes"):
+        recipe_encoder(bench)
+    train_generator(bench.recipe, bench=bench, progress=False)
+    file = bench.recipe.folder / FILE
+    before = file.read_bytes()
+    assert recipe_attributes(runs.recipe) is None
+    train_generator(bench.recipe, bench=bench, progress=False)
+    assert file.read_bytes() == before
+    renamed = {n: replace_attributes(task) for n, task in bench.suite.tasks.items()}
+    other = replace(bench, suite=TaskSuite("tiny", renamed, bench.suite.splits))
+    with pytest.raises(ValueError, match=r"trained with another \['tasks'\]"):
+        train_generator(bench.recipe, bench=other, progress=False)
+    assert load_file(file)["weight"].shape[1] == 4
+
+
+def replace_attributes(task):
+    return Task.from_dict({**task.to_dict(), "attributes": {"other": task.domain}}, "here")
+
+
+def test_conditions_before_the_attributes_are_kept_for_other_recipes(bench):
+    train_generator(bench.recipe, bench=bench, progress=False)
+    (kept,) = (bench.recipe.folder / "cache").glob("conditions-*.safetensors")
+    plain = PromptEncoder("base", base=bench.base)
+    assert load_file(kept)["conditions"].shape[-1] == plain.width
+
+
+def test_attributes_beside_examples_are_refused():
+    with pytest.raises(ValueError, match="reads prompts alone"):
+        ConditionConfig("minilm", examples=4, attributes=True)
