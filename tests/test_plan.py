@@ -84,6 +84,14 @@ def test_a_tuned_encoder_is_counted(world, tmp_path):
     assert seconds[0] - seconds[1] == pytest.approx(tokens * ENCODER_FLOP * (1 + 4 / 6))
 
 
+def test_a_classifier_of_attributes_is_counted(world, tmp_path):
+    recipe = world.changed(link_runs(world.recipe, tmp_path), condition={"attributes": True})
+    found, network, _ = file_bytes(shapes(recipe))
+    assert network.condition_width == 4  # two questions, two forms
+    train_generator(recipe, progress=False)
+    assert 0 <= bytes_of(recipe.generator_folder) - found["generator"] < 20000
+
+
 def test_bytes_follow_the_recipe(world, tmp_path):
     changes = {"gauge": "shared_start", "start": "fresh", "snapshot_dtype": "float16", "equal_parts": 5}
     recipe = world.changed(tmp_path, collect=changes)
