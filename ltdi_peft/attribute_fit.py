@@ -5,6 +5,7 @@ Idea: it reads what the recipe's own encoder, tuned or not, makes of all trainin
 """
 
 from ltdi_peft.attributes import (
+    FILE,
     AttributeClassifier,
     classifier_plan,
     fit_classifier,
@@ -14,11 +15,10 @@ from ltdi_peft.attributes import (
 from ltdi_peft.collect import Bench
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe
+from ltdi_peft.encoding import tasks_with_runs
 from ltdi_peft.kept import hashed
 from ltdi_peft.multi_task import require_same_plan
-from ltdi_peft.prepare import encoded_of, prompt_conditions
-
-FILE = "attributes.safetensors"
+from ltdi_peft.prepare import prompt_conditions
 
 
 def recipe_attributes(recipe: Recipe) -> AttributeClassifier | None:
@@ -41,7 +41,7 @@ def fit_attributes(bench: Bench, encoder: PromptEncoder, *, progress: bool = Tru
     recipe = bench.recipe
     if not recipe.condition.attributes:
         return
-    names = sorted(set(encoded_of(recipe, bench.suite, progress=progress).runs.tasks))
+    names = tasks_with_runs(recipe, [task.name for task in bench.suite.split("train")])
     tasks = [bench.suite[name] for name in names]
     texts = [[task.name, list(task.prompts), list(task.attributes)] for task in tasks]
     plan = {"encoder": hashed(encoder.identity()), "tasks": hashed({"tasks": texts})}

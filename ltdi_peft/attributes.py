@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ltdi_peft.centre import Ridge, fit_ridge, task_rows
-from ltdi_peft.files import replace_file
+from ltdi_peft.files import read_header, replace_file
 
-HEADER, WEIGHT = "attributes", "weight"
+FILE, HEADER, WEIGHT = "attributes.safetensors", "attributes", "weight"
 STRENGTH = 1e-4  # of the regression; 3e-5 … 3e-4 are as good on held-out wordings (docs/log.md)
 SHARPNESS = 30.0  # of the softmax: scores are shares of 1; 20 … 50 are as good
 
@@ -73,10 +72,8 @@ def fit_classifier(
             f"condition.attributes is true, but none of the {len(tasks)} training tasks has attributes. Give "
             f'them some, e.g. Task(…, attributes={{"language": "German"}}), or set it to false.'
         )
-    places = {pair: i for i, pair in enumerate((n, value) for n, own in values.items() for value in own)}
-    targets = torch.zeros(len(tasks), len(places))
-    for row, pairs in zip(targets, tasks, strict=True):
-        row[[places[pair] for pair in pairs]] = 1.0
+    pairs = [(name, value) for name, own in values.items() for value in own]
+    targets = torch.tensor([[float(pair in own) for pair in pairs] for own in tasks])
     rows, task = task_rows(conditions)
     return AttributeClassifier(values, fit_ridge(rows, targets[task], STRENGTH).weight.float())
 
@@ -89,15 +86,10 @@ def save_classifier(classifier: AttributeClassifier, file: Path, plan: dict[str,
 
 def load_classifier(file: Path) -> AttributeClassifier:
     """The inverse of `save_classifier`. KeyError for another file, SafetensorError for a damaged one."""
-    values = {name: tuple(values) for name, values in _header(file)["values"].items()}
+    values = {name: tuple(values) for name, values in read_header(file, HEADER)["values"].items()}
     return AttributeClassifier(values, load_file(file)[WEIGHT])
 
 
 def classifier_plan(file: Path) -> dict[str, Any]:
     """What it was saved with."""
-    return _header(file)["plan"]
-
-
-def _header(file: Path) -> dict[str, Any]:
-    with safe_open(file, framework="pt") as reader:
-        return json.loads((reader.metadata() or {})[HEADER])
+    return read_header(file, HEADER)["plan"]

@@ -91,8 +91,12 @@ class PromptEncoder:
         self.prompt_width = hidden + (WORDS if self.words else 0)
         self.evidence_width = hidden + WORDS if examples else 0
         self.attributes = attributes
-        self.width = attributes.width if attributes else self.prompt_width + self.evidence_width
         self._tuned = weights_digest(tuning) if tuning else None
+
+    @property
+    def width(self) -> int:
+        """Numbers of a condition."""
+        return self.attributes.width if self.attributes else self.prompt_width + self.evidence_width
 
     def identity(self) -> dict[str, Any]:
         """What conditions depend on beside the texts and attributes, as JSON."""
@@ -136,7 +140,6 @@ class PromptEncoder:
         """The same encoder, told what these tell of its conditions; None: nothing."""
         twin = copy.copy(self)
         twin.attributes = attributes
-        twin.width = attributes.width if attributes else self.prompt_width + self.evidence_width
         return twin
 
     def said(

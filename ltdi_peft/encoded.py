@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ltdi_peft.config import Recipe
 from ltdi_peft.encode import BASIS_DTYPES, HEADER, AdapterCodec
-from ltdi_peft.files import replace_file
+from ltdi_peft.files import read_header, replace_file
 from ltdi_peft.task import Task
 
 FORMAT_VERSION = 1
@@ -57,7 +56,7 @@ def save_encoded(encoded: Encoded, file: Path, dtype: str) -> None:
     """One safetensors file, tokens as `dtype`; equal contents give equal bytes."""
     with tempfile.TemporaryDirectory() as folder:
         encoded.codec.save(Path(folder) / "codec")
-        table, header = load_file(Path(folder) / "codec"), _header(Path(folder) / "codec")
+        table, header = load_file(Path(folder) / "codec"), read_header(Path(folder) / "codec", HEADER)
     about: dict[str, Any] = {"format_version": FORMAT_VERSION, "norm_range": encoded.norm_range}
     about["tasks"] = [without_examples(task) for _, task in sorted(encoded.tasks.items())]
     for name, runs in (("runs", encoded.runs), ("held_out", encoded.held_out)):
@@ -78,7 +77,7 @@ def load_encoded(file: Path) -> Encoded:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file of encoded trajectories; `ltdi encode` writes one.")
     codec = AdapterCodec.load(file)
-    about = _header(file).get(PART, {})
+    about = read_header(file, HEADER).get(PART, {})
     if about.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{file}: encoded trajectories have format version {about.get('format_version')!r}, this "
@@ -92,11 +91,6 @@ def load_encoded(file: Path) -> Encoded:
     tasks = {one["name"]: Task.from_dict(one, str(file)) for one in about["tasks"]}
     ranges = {site: (float(low), float(high)) for site, (low, high) in about["norm_range"].items()}
     return Encoded(codec, runs, held_out, tasks, ranges)
-
-
-def _header(file: Path) -> dict[str, Any]:
-    with safe_open(file, framework="pt") as reader:
-        return json.loads(reader.metadata()[HEADER])
 
 
 def recipe_encoded(recipe: Recipe, names: Sequence[str]) -> Encoded:

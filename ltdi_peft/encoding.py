@@ -39,12 +39,14 @@ def held_out_runs(recipe: Recipe, names: Sequence[str]) -> list[Trajectory]:
     return list({run.task.name: run for run in found if run.task.name in set(names)}.values())
 
 
-def require_runs(recipe: Recipe, names: Sequence[str]) -> None:
-    """ValueError unless the store, or the file of encoded trajectories, has runs of these training tasks."""
+def tasks_with_runs(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """Those of the training tasks `names` that the store, or the file of encoded trajectories, has runs of.
+
+    Sorted; nothing is encoded for it. ValueError for fewer than two.
+    """
     if recipe.train.encoded:
-        recipe_encoded(recipe, names)
-    else:
-        training_trajectories(recipe, names)
+        return sorted(set(recipe_encoded(recipe, names).runs.tasks))
+    return sorted({run.task.name for run in training_trajectories(recipe, names)})
 
 
 def require_frame(

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -56,3 +58,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(table).__name__}.")
     return table
+
+
+def read_header(path: Path, key: str) -> Any:  # noqa: ANN401 (JSON)
+    """The JSON under `key` of a safetensors file's metadata. KeyError without, SafetensorError if damaged."""
+    with safe_open(path, framework="pt") as reader:
+        return json.loads((reader.metadata() or {})[key])

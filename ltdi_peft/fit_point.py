@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ltdi_peft.batched import Stacked
-from ltdi_peft.files import replace_file
+from ltdi_peft.files import read_header, replace_file
 from ltdi_peft.fit import FitState
 from ltdi_peft.strict import differing
 
@@ -55,8 +55,7 @@ class FitPoint:
         if not self.file.is_file():
             return None
         try:
-            with safe_open(self.file, framework="pt") as reader:
-                header = json.loads(reader.metadata()[HEADER])
+            header = read_header(self.file, HEADER)
         except (SafetensorError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{self.file} is damaged ({error}). Remove it to train from the beginning."

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ltdi_peft.adapter import Adapter, AdapterSpec
+from ltdi_peft.attributes import FILE as ATTRIBUTES_FILE
 from ltdi_peft.attributes import AttributeClassifier, load_classifier, save_classifier
 from ltdi_peft.base import Base
 from ltdi_peft.batched import Stacked, unstacked
@@ -47,7 +48,6 @@ from ltdi_peft.trajectory import flat, paired
 
 WEIGHTS_FILE, CODEC_FILE, CONFIG_FILE = "model.safetensors", "codec.safetensors", "config.json"
 ENCODER_FILE = "encoder.safetensors"  # what tuning added to the encoder's weights
-ATTRIBUTES_FILE = "attributes.safetensors"  # the classifier that conditions are from
 EVALUATION_FILE = "evaluation.json"  # what `evaluate` found, as `cards.scores_of` keeps it
 BUFFERS = ("centre", "mean", "spread", "conditions")
 

@@ -199,14 +199,14 @@ class Task:
 @no_type_check  # as for Example
 def _attributes(task: str, given: Mapping[str, Any] | Iterable[Any]) -> tuple[tuple[str, str], ...]:
     try:
-        pairs = sorted(dict(given).items())
+        table = dict(given)
     except (TypeError, ValueError):
-        pairs = [(None, None)]
-    if not all(isinstance(text, str) and text.strip() for pair in pairs for text in pair):
+        table = None
+    if table is None or not all(isinstance(t, str) and t.strip() for pair in table.items() for t in pair):
         raise ValueError(
             f'task {task!r}: attributes are texts, e.g. {{"language": "German"}}, got {given!r}.'
         )
-    return tuple(pairs)
+    return tuple(sorted(table.items()))
 
 
 def _with_data(d: dict[str, Any], where: str, folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import Recipe, as_recipe
 from ltdi_peft.denoiser import conditioned
 from ltdi_peft.diffusion import SAMPLERS, path_loss
-from ltdi_peft.encoding import Targets, held_out_runs, require_frame, require_runs, validation_targets
+from ltdi_peft.encoding import Targets, held_out_runs, require_frame, tasks_with_runs, validation_targets
 from ltdi_peft.files import json_bytes, read_json, replace_file, replacing_folder
 from ltdi_peft.generator import CONFIG_FILE, Generator, load_generator
 from ltdi_peft.generator_config import GeneratorConfig, shown_recipe
@@ -75,7 +75,7 @@ def train_generator(
     """
     recipe = as_recipe(recipe, overrides)
     suite = bench.suite if bench else recipe_suite(recipe)
-    require_runs(recipe, [task.name for task in suite.split("train")])
+    tasks_with_runs(recipe, [task.name for task in suite.split("train")])  # ValueError without
     accelerator = accelerator or make_accelerator(recipe)
     with timed(recipe.folder, "train", write=accelerator.is_main_process):
         if bench is None:

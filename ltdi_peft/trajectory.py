@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ltdi_peft.adapter import Adapter, AdapterSpec, SpecMismatchError, check_adapter
-from ltdi_peft.files import read_json
+from ltdi_peft.files import read_header, read_json
 from ltdi_peft.spec import Factors, require_fit
 from ltdi_peft.task import Task
 
@@ -211,8 +211,7 @@ def _opened(path: Path) -> safe_open:
 def read_snapshot(path: Path, total_steps: int) -> Snapshot:
     """The header of a snapshot file, without its weights."""
     try:
-        with safe_open(path, framework="pt") as reader:
-            header = json.loads(reader.metadata()[HEADER])
+        header = read_header(path, HEADER)
         step = header["step"]
         return Snapshot(step, step / total_steps, header["loss"], header["learning_rate"], path)
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -30,7 +29,7 @@ from ltdi_peft.collect import Bench
 from ltdi_peft.condition import PromptEncoder, added
 from ltdi_peft.config import Recipe, TuningConfig, to_dict
 from ltdi_peft.encoded import Encoded
-from ltdi_peft.files import replace_file
+from ltdi_peft.files import read_header, replace_file
 from ltdi_peft.fit import FitState, scheduled
 from ltdi_peft.fit_point import EVERY, FitPoint
 from ltdi_peft.multi_task import require_same_plan
@@ -76,8 +75,7 @@ def tune(bench: Bench, *, progress: bool = True) -> None:
     targets = deviations(encoded, tasks)
     plan, file = plan_of(recipe, tasks, targets), recipe.folder / FILE
     if file.is_file():
-        with safe_open(file, framework="pt") as reader:
-            require_same_plan(file, json.loads(reader.metadata()[HEADER])["plan"], plan)
+        require_same_plan(file, read_header(file, HEADER)["plan"], plan)
         return
     encoder = PromptEncoder(recipe.condition.encoder, base=bench.base)
     point = FitPoint(recipe.folder / POINT_FILE, plan)

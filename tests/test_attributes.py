@@ -5,15 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_bench import collected, link_runs
+from tiny_bench import collected, conditioned_bench
 from torch.testing import assert_close
 
-from ltdi_peft.attribute_fit import FILE, recipe_attributes
-from ltdi_peft.attributes import SHARPNESS, STRENGTH, AttributeClassifier, fit_classifier, known_values
+from ltdi_peft.attribute_fit import recipe_attributes
+from ltdi_peft.attributes import (
+    FILE,
+    SHARPNESS,
+    STRENGTH,
+    AttributeClassifier,
+    fit_classifier,
+    known_values,
+)
 from ltdi_peft.centre import fit_ridge, fit_task_ridge
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import ConditionConfig
-from ltdi_peft.generator import ATTRIBUTES_FILE, load_generator
+from ltdi_peft.generator import load_generator
 from ltdi_peft.protocol import generator_digest
 from ltdi_peft.shrink import shrink
 from ltdi_peft.suite import builtin_tasks
@@ -35,10 +42,7 @@ def bench(runs, tmp_path):
 
 
 def attribute_bench(runs, folder, encoder="base"):
-    link_runs(runs.recipe, folder)
-    condition = ConditionConfig(encoder, attributes=True)
-    train = replace(runs.recipe.train, steps=2)
-    return replace(runs, recipe=replace(runs.recipe, output=str(folder), condition=condition, train=train))
+    return conditioned_bench(runs, folder, ConditionConfig(encoder, attributes=True))
 
 
 def drawn_world(noise=0.5, wordings=12):
@@ -154,8 +158,8 @@ def test_a_generator_carries_its_classifier(runs, tmp_path, encoder):
     other = load_generator(folder)
     other.attributes = AttributeClassifier(other.attributes.values, -other.attributes.weight)
     assert generator_digest(other) != generator_digest(again)
-    (folder / ATTRIBUTES_FILE).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{ATTRIBUTES_FILE} is missing"):
+    (folder / FILE).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{FILE} is missing"):
         load_generator(folder)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors import safe_open
-from tiny_bench import collected, link_runs
+from tiny_bench import collected, conditioned_bench
 from torch.testing import assert_close
 
 from ltdi_peft.centre import cross_fitted, fit_ridge
@@ -48,10 +48,8 @@ def bench(runs, tmp_path):
 
 def tuning_bench(runs, folder, **fields):
     """The collected runs, to be trained on with a tuned encoder in another output."""
-    link_runs(runs.recipe, folder)
     condition = ConditionConfig("minilm_words", tuning=replace(TUNING, **fields))
-    train = replace(runs.recipe.train, steps=2)
-    return replace(runs, recipe=replace(runs.recipe, output=str(folder), condition=condition, train=train))
+    return conditioned_bench(runs, folder, condition)
 
 
 def errors_of(bench):

@@ -140,3 +140,10 @@ def link_runs(recipe: Recipe, folder: Path) -> Path:
         if not (folder / name).exists():
             (folder / name).symlink_to(recipe.folder.resolve() / name)
     return folder
+
+
+def conditioned_bench(runs: Bench, folder: Path, condition: ConditionConfig) -> Bench:
+    """The collected runs, to be trained on for two steps in another output, with other conditions."""
+    link_runs(runs.recipe, folder)
+    train = replace(runs.recipe.train, steps=2)
+    return replace(runs, recipe=replace(runs.recipe, output=str(folder), condition=condition, train=train))
