@@ -1,15 +1,16 @@
 """A generator and the rivals that need no training, on as many examples as the protocol asks for.
 
     python benchmarks/paired.py recipes/two_networks.yaml --evaluate.examples=100 [--generator FOLDER] \
-        [--rivals RESULT] [--contexts prompt no_prompt] [--results FOLDER]
+        [--rivals RESULT | --beside RESULT] [--contexts prompt no_prompt] [--results FOLDER]
 
 In: a recipe with encoded or collected runs; a generator of its tasks, the package's own unless named.
 Out: accuracy on the recipe's unseen tasks, and paired differences with intervals (bootstrap over tasks;
 unseen domains: over domains), in `<recipe>_paired.json` and `.md`. Rivals: the regression that is fitted on
 the same runs and prompts and guided on the validation tasks (`ridge`), the mean of the stored adapters, and
 the multi-task LoRA that all of these are added to (`origin`). `--rivals`: take their lines from an older
-result of this command with the same tasks, examples and seeds. Interrupted, it goes on at the task where it
-was.
+result of this command with the same tasks, examples and seeds. `--beside`: take every line from such a
+result, ours too, and score one more rival alone, the regression on the conditions that ours has, for a recipe
+whose conditions are attributes (`ridge_attributes`). Interrupted, it goes on at the task where it was.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from common import require_unseen, write_pages
 
+from ltdi_peft.attribute_fit import fit_attributes
 from ltdi_peft.baselines import RidgeRival, fit_ridge_rival, tensor_digest, with_best_guidance
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.collect import Bench, open_bench
@@ -43,15 +45,17 @@ from ltdi_peft.statistics import mean_difference
 from ltdi_peft.summary import CONTEXTS, UNSEEN
 from ltdi_peft.tables import lines_of
 from ltdi_peft.task import Task
-from ltdi_peft.train import recipe_encoder
+from ltdi_peft.train import plain_encoder, recipe_encoder
 
 OURS, RIDGE, MEAN, ORIGIN = "ours", "ridge", "mean", "origin"
 RIVALS = (RIDGE, MEAN, ORIGIN)
+TOLD = "ridge_attributes"
 Compared = dict[str, Any]  # tasks, accuracy and paired differences of one split
 
 
 def guided_ridges(bench: Bench, generator: Generator, contexts: Sequence[str]) -> dict[str, RidgeRival]:
     """Context → the regression on the recipe's runs, at its best guidance there by the validation tasks."""
+    fit_attributes(bench, plain_encoder(bench))
     encoder = recipe_encoder(bench)
     prepared = prepare(bench.recipe, encoder, bench.suite, progress=True)
     if has_origin(bench.recipe):
@@ -186,16 +190,30 @@ def scored_rivals(scorer: Scorer, generator: Generator) -> tuple[dict[str, Line]
     return scorer.lines("rivals", about, make), chosen
 
 
-def rivals_of(before: dict[str, Any], scorer: Scorer) -> tuple[dict[str, Line], dict[str, Any]]:
-    """`scored_rivals`, from an older result; SystemExit for one of other tasks, seeds or examples."""
+def scored_told(scorer: Scorer, generator: Generator) -> tuple[dict[str, Line], dict[str, Any]]:
+    """The lines of the regression on attributes, and its guidance."""
+    ridges = guided_ridges(scorer.bench, generator, scorer.contexts)
+    chosen = {context: asdict(ridge.guidance) for context, ridge in ridges.items()}
+    encoder, seeds = recipe_encoder(scorer.bench), scorer.bench.recipe.evaluate.seeds
+    weights = tensor_digest([next(iter(ridges.values())).ridge.weight])
+
+    def make(task: Task, context: str) -> Made:
+        return {TOLD: ridges[context].adapters(encoder(seed_prompts(task, seeds)))}
+
+    return scorer.lines(TOLD, {"ridge": weights, "guidance": chosen}, make), chosen
+
+
+def lines_from(before: dict[str, Any], scorer: Scorer, methods: Sequence[str]) -> dict[str, Line]:
+    """Lines of an older result; SystemExit for one of other tasks, seeds or examples."""
     evaluate, names = scorer.bench.recipe.evaluate, [task.name for task in scorer.tasks]
     lines = before["per_task"]
     has = {name: sorted(lines.get(name, {})) for name in names}
     same = before["seeds"] == list(range(evaluate.seeds)) and before["examples"] == evaluate.examples
     if not same or any(contexts != sorted(scorer.contexts) for contexts in has.values()):
-        raise SystemExit("--rivals: a result of other tasks, contexts, seeds or examples; score them anew.")
-    kept = {name: {c: {m: lines[name][c][m] for m in RIVALS} for c in scorer.contexts} for name in names}
-    return kept, before["trials"][RIDGE]
+        raise SystemExit(
+            "an older result of other tasks, contexts, seeds or examples cannot be taken over; score it anew."
+        )
+    return {name: {c: {m: lines[name][c][m] for m in methods} for c in scorer.contexts} for name in names}
 
 
 def measured(
@@ -204,11 +222,13 @@ def measured(
     contexts: Sequence[str],
     *,
     before: dict[str, Any] | None = None,
+    beside: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """The result: where and how, and for each split what `compared` finds.
 
-    before: an older result of this command whose rivals are taken over.
+    before: an older result of this command whose rivals are taken over. beside: one that gets the regression
+    on attributes as well.
     """
     recipe = bench.recipe
     require_same_spec(bench.spec, generator.spec, "the generator")
@@ -216,12 +236,19 @@ def measured(
     every = [task for part in tasks.values() for task in part]
     require_unseen(generator, (task.name for task in every))
     scorer = Scorer(bench, every, contexts, progress)
-    theirs, chosen = rivals_of(before, scorer) if before else scored_rivals(scorer, generator)
-    about = {"generator": generator_digest(generator), "contexts": list(contexts)}
-    ours = scorer.lines(OURS, about, lambda task, context: generated(bench, generator, task, context))
+    if beside:
+        ours = lines_from(beside, scorer, (OURS, *RIVALS))
+        theirs, told = scored_told(scorer, generator)
+        trials = beside["trials"] | {TOLD: told}
+    else:
+        taken = (lines_from(before, scorer, RIVALS), before["trials"][RIDGE]) if before else None
+        theirs, chosen = taken or scored_rivals(scorer, generator)
+        about = {"generator": generator_digest(generator), "contexts": list(contexts)}
+        ours = scorer.lines(OURS, about, lambda task, context: generated(bench, generator, task, context))
+        trials = {OURS: guidance_of(generator), RIDGE: chosen}
     lines = {name: {c: line[c] | theirs[name][c] for c in contexts} for name, line in ours.items()}
     splits = {split: compared(OURS, split, part, lines, recipe) for split, part in tasks.items()}
-    head = header(bench, {OURS: guidance_of(generator), RIDGE: chosen})
+    head = header(bench, trials)
     return {**head, "examples": recipe.evaluate.examples, "splits": splits, "per_task": lines}
 
 
@@ -244,14 +271,20 @@ def main() -> None:
     )
     parser.add_argument("recipe")
     parser.add_argument("--generator", help="a folder; the package's own by default")
-    parser.add_argument("--rivals", type=Path, help="an older result of this command, to take them from")
+    older = parser.add_mutually_exclusive_group()
+    older.add_argument("--rivals", type=Path, help="an older result of this command, to take them from")
+    older.add_argument("--beside", type=Path, help="an older result, which gets the regression on attributes")
     parser.add_argument("--contexts", nargs="+", choices=CONTEXTS, default=list(CONTEXTS))
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
     known, overrides = parser.parse_known_args()
     recipe = load_recipe(known.recipe, overrides)
-    before = read_json(known.rivals) if known.rivals else None
-    found = measured(open_bench(recipe), find_generator(known.generator), known.contexts, before=before)
-    named = [f"--{name} {vars(known)[name]}" for name in ("generator", "rivals") if vars(known)[name]]
+    if known.beside and not recipe.condition.attributes:
+        raise SystemExit("--beside is for a recipe whose conditions are attributes (condition.attributes).")
+    taken = {"before": known.rivals, "beside": known.beside}
+    results = {name: read_json(file) if file else None for name, file in taken.items()}
+    found = measured(open_bench(recipe), find_generator(known.generator), known.contexts, **results)
+    options = ("generator", "rivals", "beside")
+    named = [f"--{name} {vars(known)[name]}" for name in options if vars(known)[name]]
     asked = [known.recipe, *overrides, *named, "--contexts", *known.contexts]
     text = page(found, f"python benchmarks/paired.py {' '.join(asked)}")
     write_pages(known.results, f"{recipe.name}_paired", found, text)

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.nn import functional
 
 from ltdi_peft.centre import Ridge, fit_ridge, task_rows
 from ltdi_peft.files import read_header, replace_file
@@ -48,9 +49,35 @@ class AttributeClassifier:
     def __call__(self, conditions: Float[Tensor, "*row condition"]) -> Float[Tensor, "*row value"]:
         """Those of an attribute add up to 1; float32."""
         scores = Ridge(self.weight)(conditions.flatten(0, -2)) * SHARPNESS
-        parts = scores.split([len(values) for values in self.values.values()], dim=1)
-        sharp = torch.cat([part.softmax(1) for part in parts], 1)
+        sharp = torch.cat([part.softmax(1) for part in self._parts(scores)], 1)
         return sharp.view(*conditions.shape[:-1], -1)
+
+    def reading(self, probabilities: Float[Tensor, " value"]) -> dict[str, str]:
+        """Attribute → its most probable value."""
+        parts = zip(self.values.items(), self._parts(probabilities), strict=True)
+        return {name: values[int(part.argmax())] for (name, values), part in parts}
+
+    def readings(self, probabilities: Float[Tensor, " value"], count: int) -> Float[Tensor, "reading value"]:
+        """The `count` most probable combinations of values, best first, each as if it were certain.
+
+        Fewer where there are fewer combinations.
+        """
+        found = [(1.0, torch.zeros(0))]
+        for part in self._parts(probabilities):
+            chances, places = part.topk(min(count, len(part)))
+            sure = functional.one_hot(places, len(part)).to(probabilities)
+            longer = [
+                (chance * more.item(), torch.cat([said, one]))
+                for chance, said in found
+                for more, one in zip(chances, sure, strict=True)
+            ]
+            # Of a combination that is among the best its beginning is too: the attributes are independent.
+            found = sorted(longer, key=lambda one: -one[0])[:count]
+        return torch.stack([said for _, said in found]) if found else probabilities.new_zeros(0, self.width)
+
+    def _parts(self, probabilities: Float[Tensor, "*row value"]) -> tuple[Tensor, ...]:
+        """Those of each attribute."""
+        return probabilities.split([len(values) for values in self.values.values()], dim=-1)
 
 
 def known_values(tasks: Sequence[Attributes]) -> Values:

@@ -110,6 +110,7 @@ def generated_part(
         "generator": generator_row(provenance),
         "seed, guidance scale": f"{provenance.seed}, {provenance.guidance_scale:g}",
         "made for a model": "with the sentence in its context" if beside else "without the sentence",
+        **({"read as": read_as(provenance)} if provenance.reading else {}),
         f"nearest of {provenance.training_tasks} training tasks": near,
         "nearest training adapter": adapter,
         "adapter": described(spec),
@@ -132,6 +133,11 @@ it before use. It adds no knowledge that the base model lacks. The generator kno
 was trained on; far from them (see the nearest one above) the adapter is close to an average one, or wrong.
 It fits `{base}` and no other model.
 """
+
+
+def read_as(provenance: Provenance) -> str:
+    """Which value of each attribute the prompt was taken for."""
+    return ", ".join(f"{name} {value}" for name, value in provenance.reading.items())
 
 
 def generator_row(provenance: Provenance) -> str:

@@ -156,9 +156,10 @@ def generate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     parser.add_argument("--generator", help="folder or Hub id; else $LTDI_GENERATOR")
     parser.add_argument("--base-model", help="folder or Hub id; else the generator's own")
-    examples = "JSONL of [input, answer]; for --candidates, --refine-steps and generators that read them"
+    examples = "JSONL of [input, answer]: they choose among candidates, or are read beside the prompt"
     parser.add_argument("--examples", type=Path, help=examples)
-    parser.add_argument("--candidates", type=int, default=1, help="so many, the best on the examples wins")
+    candidates = "so many, the best on the examples wins (16); 1: examples are for --refine-steps alone"
+    parser.add_argument("--candidates", type=int, help=candidates)
     steps = "gradient steps on the examples afterwards"
     parser.add_argument("--refine-steps", type=int, default=0, help=steps)
     parser.add_argument("--guidance-scale", type=float, help="else the generator's own")
@@ -175,7 +176,9 @@ def generate_folder(known: Namespace) -> Answer:
     if known.refine_steps and not known.examples:
         raise ValueError(f"--refine-steps is {known.refine_steps}: give --examples to learn from.")
     from ltdi_peft.adapter import spec_of
+    from ltdi_peft.cards import read_as
     from ltdi_peft.generate import find_generator, generate_adapter
+    from ltdi_peft.provenance import provenance_of
     from ltdi_peft.publish import save_adapter
     from ltdi_peft.refine import refine
 
@@ -198,12 +201,14 @@ def generate_folder(known: Namespace) -> Answer:
     if known.refine_steps:
         options = {"prompt": known.prompt, "seed": known.seed, "progress": known.progress}
         refine(model, examples, steps=known.refine_steps, **options)
-    spec = spec_of(model)
+    spec, origin = spec_of(model), provenance_of(model)
     save_adapter(model, known.out)
     about = {"out": str(known.out), "prompt": known.prompt, "seed": known.seed}
     about |= {"base_model": spec.base_model, "sites": len(spec.sites)}
     load = f"load it with PeftModel.from_pretrained(base_model, {str(known.out)!r})"
-    return Answer([about], [f"written to {known.out}; {load}"])
+    read = f"; read as {read_as(origin)}" if origin and origin.reading else ""
+    about |= {"reading": origin.reading} if origin and origin.reading else {}
+    return Answer([about], [f"written to {known.out}{read}; {load}"])
 
 
 def read_examples(path: Path) -> "list[Example]":

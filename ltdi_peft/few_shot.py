@@ -3,8 +3,10 @@
 In: a bench, a generator, an adapter to start from, unseen and validation tasks.
 Out: {"16": {"refined": {"accuracy": …, "accuracy_no_prompt": …, "per_task": {…}}, …}, …}.
 Idea: all roads read the same first N training examples, and all gradient roads take equally many steps from
-the same draws; each has its learning rate chosen on validation tasks from a grid of equal size. Tasks share
-a forward pass, and a killed evaluation goes on (`kept_lines`).
+the same draws; each has its learning rate chosen on validation tasks from a grid of equal size. The ladder is
+climbed: what is refined is the candidate that the examples chose. What is generated is made for each context;
+a road with gradients has examples with and without a prompt, and one adapter. Tasks share a forward pass, and
+a killed evaluation goes on (`kept_lines`).
 """
 
 import statistics
@@ -18,6 +20,7 @@ from ltdi_peft.batched import stack_adapters, unstack_adapter
 from ltdi_peft.collect import Bench, run_seed
 from ltdi_peft.config import FitConfig
 from ltdi_peft.fit import Pool, fit_steps
+from ltdi_peft.generate import OFFERED
 from ltdi_peft.generator import Generator
 from ltdi_peft.kept import Line, hashed, kept_lines
 from ltdi_peft.protocol import generator_digest
@@ -26,8 +29,8 @@ from ltdi_peft.score import Sheet, make_sheet, score
 from ltdi_peft.spec import Adapter
 from ltdi_peft.task import Example, Task
 
-VERSION = 1  # of what a cached line means
-# Road with gradient steps → the adapter that it begins at.
+VERSION = 2  # of what a cached line means
+# Road with gradient steps → the adapter that it begins at: of the generated ones the best on the examples.
 ORIGINS = {"refined": "generated", "lora": "fresh", "lora_from_start": "start"}
 METHODS = ("generated", "best_of", *ORIGINS)
 READ = "in_condition"  # one more method, of a generator that reads examples beside the prompt
@@ -37,8 +40,8 @@ RATES = {
     "lora": (2e-3, 4e-3, 8e-3, 1.6e-2),
     "lora_from_start": (1e-3, 2e-3, 4e-3, 8e-3),
 }
-# Generator seed and guidance scale of the candidates; None is the generator's own scale, so that the first
-# one is the zero-shot adapter. Seeds alone hardly differ.
+# Candidates of a generator without attributes: seed and guidance scale; None is its own scale, so that the
+# first one is the zero-shot adapter. Seeds alone hardly differ.
 CANDIDATES = ((0, None), (1, 0.5), (2, 0.75), (3, 1.0), (4, 1.25), (5, 1.5), (6, 1.75), (7, 2.0))
 CONTEXTS = ("prompt", "no_prompt")
 
@@ -74,13 +77,15 @@ class Fit:
     rate: float
 
 
+Made = dict[str, dict[str, Adapter]]  # "<count>/<method>" → context → its adapter
+
+
 @dataclass(frozen=True)
 class Group:
-    """Tasks that are trained together: pools of their first examples, and where their roads begin."""
+    """Tasks that are trained together: pools of their first examples, and what those chose."""
 
-    tasks: list[Task]
     pools: list[Pool]
-    origins: list[dict[str, Adapter]]
+    chosen: list[Made]  # of the methods without gradient steps
 
 
 def ladder(
@@ -95,7 +100,7 @@ def ladder(
     chosen = chosen_rates(few, validation, progress=progress)
     fits = {key: Fit(*split_key(key), one["learning_rate"]) for key, one in chosen.items()}
     about = {"ladder": {key: vars(fit) for key, fit in fits.items()}, "examples": few.examples}
-    about |= {"candidates": CANDIDATES}
+    about |= {"candidates": CANDIDATES, "readings": OFFERED}
 
     def lines(group: list[Task]) -> list[Line]:
         made = ladder_adapters(few, group, fits)
@@ -151,7 +156,7 @@ def chosen_rates(
     require_enough(few, validation)
 
     def lines(group: list[Task]) -> list[Line]:
-        made = fit_adapters(few, open_group(few, group), fits)
+        made = fit_adapters(few, open_group(few, group, CONTEXTS[:1]), fits)
         options = {"examples": few.validation_examples, "contexts": CONTEXTS[:1]}
         return [accuracies(few, t, one, **options) for t, one in zip(group, made, strict=True)]
 
@@ -184,51 +189,73 @@ def mean_of(value: float | list[float]) -> float:
 # ---- adapters
 
 
-def open_group(few: FewShot, tasks: list[Task]) -> Group:
-    """Rows of the first max(counts) training examples, with training paraphrases, and the three origins."""
+def open_group(few: FewShot, tasks: list[Task], contexts: Sequence[str] = CONTEXTS) -> Group:
+    """Rows of the first max(counts) training examples, with training paraphrases, and what they choose."""
     most = max(few.counts)
     pools = [example_pool(few.bench.adapted, task.train[:most], task.prompts) for task in tasks]
-    return Group(tasks, pools, [origins(few, task) for task in tasks])
+    return Group(pools, [chosen(few, *one, contexts) for one in zip(tasks, pools, strict=True)])
 
 
-def origins(few: FewShot, task: Task) -> dict[str, Adapter]:
-    """Where the roads begin; the generator reads the task's first held-out paraphrase."""
-    generated = candidate(few, task, *CANDIDATES[0])
-    return {"generated": generated, "fresh": few.bench.fresh, "start": few.start}
+def chosen(few: FewShot, task: Task, pool: Pool, contexts: Sequence[str]) -> Made:
+    """What is generated for each context, and what the examples make of it without gradient steps."""
+    made: Made = {}
+    for context in contexts:
+        offered = candidates(few, task, context)
+        for count in few.counts:
+            found = {"generated": offered[0]}
+            found["best_of"] = best_of(few, offered, first_of(pool, count), context)
+            if few.generator.config.condition_examples:
+                found[READ] = candidate(few, task, context, *CANDIDATES[0], task.train[:count])
+            for method, adapter in found.items():
+                made.setdefault(f"{count}/{method}", {})[context] = adapter
+    return made
+
+
+def candidates(few: FewShot, task: Task, context: str) -> list[Adapter]:
+    """What examples choose among, the zero-shot adapter first; of the task's first held-out paraphrase."""
+    if few.generator.attributes is None:
+        return [candidate(few, task, context, *one) for one in CANDIDATES]
+    options = {"base": few.bench.base, "prompt_in_context": context == "prompt"}
+    made = few.generator.candidates(task.held_out_prompts[0], OFFERED, **options)
+    return [one.adapter for one in made]
 
 
 def candidate(
-    few: FewShot, task: Task, seed: int, scale: float | None, examples: Sequence[Example] = ()
+    few: FewShot,
+    task: Task,
+    context: str,
+    seed: int,
+    scale: float | None,
+    examples: Sequence[Example] = (),
 ) -> Adapter:
     """One generated adapter; `examples` are read beside the prompt."""
     options = {"seed": seed, "guidance_scale": scale, "base": few.bench.base}
-    options |= {"examples": [examples]} if examples else {}
+    options |= {"prompt_in_context": context == "prompt", "examples": [examples] if examples else ()}
     (one,) = few.generator.generate(task.held_out_prompts[:1], **options)
     return one.adapter
 
 
-def ladder_adapters(few: FewShot, tasks: list[Task], fits: dict[str, Fit]) -> list[dict[str, Adapter]]:
-    """Per task, "<count>/<method>" → its adapter."""
+def origins(few: FewShot, task: Task) -> dict[str, Adapter]:
+    """Where roads begin that saw no examples before."""
+    generated = candidate(few, task, "prompt", *CANDIDATES[0])
+    return {"generated": generated, "fresh": few.bench.fresh, "start": few.start}
+
+
+def ladder_adapters(few: FewShot, tasks: list[Task], fits: dict[str, Fit]) -> list[Made]:
+    """Per task, every method's adapters."""
     group = open_group(few, tasks)
     made = fit_adapters(few, group, fits)
-    for index, task in enumerate(tasks):
-        others = [candidate(few, task, *one) for one in CANDIDATES[1:]]
-        candidates = [group.origins[index]["generated"], *others]
-        for count in few.counts:
-            made[index][f"{count}/generated"] = candidates[0]
-            made[index][f"{count}/best_of"] = best_of(few, candidates, first_of(group.pools[index], count))
-            if few.generator.config.condition_examples:
-                shown = task.train[:count]
-                made[index][f"{count}/{READ}"] = candidate(few, task, *CANDIDATES[0], shown)
-    return made
+    return [own | one for own, one in zip(group.chosen, made, strict=True)]
 
 
-def fit_adapters(few: FewShot, group: Group, fits: dict[str, Fit]) -> list[dict[str, Adapter]]:
-    """Per task, the adapter of every fit. A and B are trained, as `refine` does."""
+def fit_adapters(few: FewShot, group: Group, fits: dict[str, Fit]) -> list[Made]:
+    """Per task, the adapter of every fit, the same in each context. A and B are trained, as `refine` does."""
     device, seed = few.bench.adapted.device, run_seed(few.bench.recipe.seed, 0)
-    made: list[dict[str, Adapter]] = [{} for _ in group.tasks]
+    made: list[Made] = [{} for _ in group.pools]
     for key, fit in fits.items():
-        stacked = stack_adapters([begin[ORIGINS[fit.method]] for begin in group.origins], device)
+        own = [one[f"{fit.count}/best_of"]["prompt"] for one in group.chosen]
+        begin = {"generated": own, "fresh": [few.bench.fresh] * len(own), "start": [few.start] * len(own)}
+        stacked = stack_adapters(begin[ORIGINS[fit.method]], device)
         pools = [first_of(pool, fit.count) for pool in group.pools]
         config = FitConfig(steps=few.steps, batch_size=few.batch_size, learning_rate=fit.rate)
         for _ in fit_steps(
@@ -236,8 +263,13 @@ def fit_adapters(few: FewShot, group: Group, fits: dict[str, Fit]) -> list[dict[
         ):
             pass
         for index, one in enumerate(made):
-            one[key] = unstack_adapter(stacked, index)
+            one[key] = in_each(unstack_adapter(stacked, index))
     return made
+
+
+def in_each(adapter: Adapter) -> dict[str, Adapter]:
+    """The same one in every context."""
+    return dict.fromkeys(CONTEXTS, adapter)
 
 
 def first_of(pool: Pool, count: int) -> Pool:
@@ -248,32 +280,29 @@ def first_of(pool: Pool, count: int) -> Pool:
     return Pool(tuple(pool.rows[i] for i in kept), tuple(pool.inputs[i] for i in kept), prompted, plain)
 
 
-def best_of(few: FewShot, candidates: Sequence[Adapter], pool: Pool) -> Adapter:
-    """The candidate with the least mean loss on the pool's rows, those that the other roads train on."""
-    count = len(pool.rows)
-    sheet = Sheet(pool.rows, pool.inputs, tuple(range(count)), (True,) * count)
-    stacked = stack_adapters(candidates, few.bench.adapted.device)
-    return candidates[int(score(few.bench.adapted, sheet, stacked).loss.mean(1).argmin())]
+def best_of(few: FewShot, offered: Sequence[Adapter], pool: Pool, context: str) -> Adapter:
+    """The candidate with the least mean loss on the pool's rows of this context."""
+    places = pool.prompted if context == "prompt" else pool.plain
+    rows, inputs = tuple(pool.rows[i] for i in places), tuple(pool.inputs[i] for i in places)
+    sheet = Sheet(rows, inputs, tuple(range(len(rows))), (True,) * len(rows))
+    stacked = stack_adapters(offered, few.bench.adapted.device)
+    return offered[int(score(few.bench.adapted, sheet, stacked).loss.mean(1).argmin())]
 
 
 def accuracies(
-    few: FewShot,
-    task: Task,
-    made: dict[str, Adapter],
-    examples: int,
-    contexts: Sequence[str] = CONTEXTS,
+    few: FewShot, task: Task, made: Made, examples: int, contexts: Sequence[str] = CONTEXTS
 ) -> Line:
     """Accuracy of every adapter on the task's evaluation examples; one under two keys is scored once."""
     adapted = few.bench.adapted
-    distinct = {id(adapter): adapter for adapter in made.values()}
-    stacked = stack_adapters(list(distinct.values()), adapted.device)
     line: Line = {key: {} for key in made}
     for context in contexts:
+        distinct = {id(own[context]): own[context] for own in made.values()}
+        stacked = stack_adapters(list(distinct.values()), adapted.device)
         prompts = task.held_out_prompts if context == "prompt" else None
         values = score(adapted, make_sheet(adapted, task.evaluation[:examples], prompts), stacked).accuracy
         found = dict(zip(distinct, values.tolist(), strict=True))
-        for key, adapter in made.items():
-            line[key][context] = round(found[id(adapter)], 6)
+        for key, own in made.items():
+            line[key][context] = round(found[id(own[context])], 6)
     return line
 
 

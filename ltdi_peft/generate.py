@@ -30,10 +30,10 @@ from ltdi_peft.task import Example, ExampleLike
 
 GENERATOR_VARIABLE = "LTDI_GENERATOR"
 CANDIDATES_OR_NOT = (
-    "num_candidates is {} with {} examples: examples choose among candidates, so give both (e.g. "
-    "num_candidates=8) or neither. (A generator trained with condition.examples above 0 reads examples "
-    "itself.)"
+    "num_candidates is {} with {} examples: examples choose among candidates, so give both or neither, or "
+    "leave num_candidates out. (A generator trained with condition.examples above 0 reads examples itself.)"
 )
+OFFERED = 16  # candidates that examples choose among unless the caller says how many
 PROBE = "The quick brown fox jumps over the lazy dog."
 
 
@@ -44,7 +44,7 @@ def generate_adapter(
     base_model: PreTrainedModel | PeftModel | str | Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     examples: Iterable[ExampleLike] = (),
-    num_candidates: int = 1,
+    num_candidates: int | None = None,
     guidance_scale: float | None = None,
     seed: int = 0,
     prompt_in_context: bool = True,
@@ -63,8 +63,9 @@ def generate_adapter(
     the package, if it has one. `base_model`: a loaded model, which is wrapped in place; a `PeftModel`, which
     gets one more adapter under `adapter_name`; a name or folder; None for the generator's own. `tokenizer`:
     of a loaded model whose own name does not say where it is. `examples`: (input, answer) pairs of the task;
-    a generator that was trained to read examples reads them beside the prompt, and they choose among
-    `num_candidates` candidates, of seeds `seed`, `seed` + 1, …, by their loss. `guidance_scale`: how
+    a generator that was trained to read examples reads them beside the prompt; else, and with
+    `num_candidates`, they choose among so many candidates (16) by their loss: of a generator with attributes,
+    as the package's, readings of the prompt, else of seeds `seed`, `seed` + 1, …. `guidance_scale`: how
     far from the mean adapter; None is the generator's own, chosen on validation tasks. `prompt_in_context`:
     whether the model will have the task prompt in its context when it is used; a generator may know a better
     adapter for one that will not. `verify`: the proof of load. `device`, `dtype`, `load_in_4bit`: of a base
@@ -83,8 +84,9 @@ def generate_adapter(
     require_free_name(base_model, adapter_name)
     trained = find_generator(generator, revision=revision, token=token, cache_dir=cache_dir)
     reads = trained.config.condition_examples > 0
-    if pairs and num_candidates == 1 and not reads:
-        raise ValueError(CANDIDATES_OR_NOT.format(num_candidates, len(pairs)))
+    count = num_candidates or (OFFERED if pairs and not reads else 1)
+    if pairs and count == 1 and not reads:
+        raise ValueError(CANDIDATES_OR_NOT.format(count, len(pairs)))
     if isinstance(base_model, PreTrainedModel | PeftModel):
         named = trained.config.base_model
         base = wrap_passed(base_model, tokenizer, default_name=named, token=token, cache_dir=cache_dir)
@@ -96,10 +98,9 @@ def generate_adapter(
     require_same_base(trained, base)
     with as_base(model):
         options = {"guidance_scale": guidance_scale, "base": base, "prompt_in_context": prompt_in_context}
-        options |= {"examples": [pairs]} if reads and pairs else {}
-        seeds = range(seed, seed + num_candidates)
-        made = [one for s in seeds for one in trained.generate([task_prompt], seed=s, **options)]
-        chosen = made[0] if num_candidates == 1 else best_candidate(made, base, pairs)
+        options |= {"examples": pairs} if reads else {}
+        made = trained.candidates(task_prompt, count, seed=seed, **options)
+        chosen = made[0] if count == 1 else best_candidate(made, base, pairs)
     if chosen.clamped:
         warnings.warn(
             f"‖ΔW‖ of {len(chosen.clamped)} of {len(chosen.adapter)} sites was scaled into the range of the "
@@ -129,9 +130,9 @@ def require_prompt(task_prompt: object) -> None:
         )
 
 
-def require_candidates(count: int, examples: Sequence[Example]) -> None:
+def require_candidates(count: int | None, examples: Sequence[Example]) -> None:
     """ValueError unless several candidates come with examples."""
-    if count < 1 or (count > 1 and not examples):
+    if count is not None and (count < 1 or (count > 1 and not examples)):
         raise ValueError(CANDIDATES_OR_NOT.format(count, len(examples)))
 
 

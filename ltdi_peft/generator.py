@@ -211,7 +211,6 @@ class Generator(nn.Module, ModelHubMixin):
         """
         if isinstance(prompts, str):
             raise ValueError(f"generate() takes a list of prompts, got one text: [{prompts!r}] is meant.")
-        own = self.purposed(prompt_in_context)
         trained = self.config.recipe.get("train", {}).get("task_loss", {}).get("steps", 0)
         if steps is not None and steps < self.chain.T and trained:
             warnings.warn(
@@ -220,6 +219,48 @@ class Generator(nn.Module, ModelHubMixin):
                 stacklevel=3,
             )
         conditions = self.encode_prompts(prompts, base, examples)
+        about = {"seed": seed, "guidance_scale": guidance_scale, "prompt_in_context": prompt_in_context}
+        return self._made(prompts, conditions, steps=steps, counts=[len(own) for own in examples], **about)
+
+    @torch.no_grad()
+    def candidates(
+        self,
+        prompt: str,
+        count: int,
+        *,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        base: Base | None = None,
+        prompt_in_context: bool = True,
+        examples: Sequence[Example] = (),
+    ) -> list[GeneratedAdapter]:
+        """`count` adapters that one prompt may ask for; the first is what `generate` makes of it.
+
+        A generator with attributes makes the others of the prompt's most probable readings, each taken at its
+        word; any other one makes them of the seeds that follow. Options and errors as in `generate`.
+        """
+        about = {"guidance_scale": guidance_scale, "prompt_in_context": prompt_in_context}
+        if self.attributes is None:
+            shown = {"base": base, "examples": [examples] if examples else ()}
+            seeds = range(seed, seed + count)
+            return [one for s in seeds for one in self.generate([prompt], seed=s, **shown, **about)]
+        soft = self.encode_prompts([prompt], base, [examples] if examples else ())
+        conditions = torch.cat([soft, self.attributes.readings(soft[0], count - 1)])
+        return self._made([prompt] * len(conditions), conditions, seed=seed, **about)
+
+    def _made(
+        self,
+        prompts: Sequence[str],
+        conditions: Float[Tensor, "prompt condition"],
+        *,
+        seed: int,
+        guidance_scale: float | None,
+        prompt_in_context: bool,
+        steps: int | None = None,
+        counts: Sequence[int] = (),
+    ) -> list[GeneratedAdapter]:
+        """One adapter a condition. `counts`: of the examples that were read for each, or none at all."""
+        own = self.purposed(prompt_in_context)
         tokens = own.tokens(conditions, seed=seed, guidance_scale=guidance_scale, steps=steps)
         similarity, nearest = self.similarities(conditions).max(1)
         out = []
@@ -230,7 +271,8 @@ class Generator(nn.Module, ModelHubMixin):
                 seed=seed,
                 guidance_scale=own.config.guidance_scale if guidance_scale is None else guidance_scale,
                 prompt_in_context=prompt_in_context,
-                examples=len(examples[index]) if examples else 0,
+                examples=counts[index] if counts else 0,
+                reading=self.attributes.reading(conditions[index]) if self.attributes else {},
                 generator=self.name,
                 generator_revision=self.revision,
                 base_revision=self.config.base_revision,

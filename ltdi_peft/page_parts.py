@@ -7,7 +7,7 @@ variables, which follow the reader's light or dark mode.
 
 from html import escape
 
-from ltdi_peft.cards import described
+from ltdi_peft.cards import described, read_as
 from ltdi_peft.provenance import Provenance
 from ltdi_peft.studio import Made, Measured, Studio
 
@@ -81,6 +81,8 @@ def result(made: Made) -> str:
         "Adapter": f"{described(made.spec)}; seed {made.provenance.seed}, guidance "
         f"{made.provenance.guidance_scale:g}",
     }
+    if made.provenance.reading:
+        rows = {"Read as": read_as(made.provenance), **rows}
     cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
     notes = "".join(f'<div class="note">{escape(text)}</div>' for text in made.warnings)
     said = f'<div class="said">{escape(made.order.prompt)}</div>'

@@ -8,7 +8,7 @@ weights tells whether they are still the generated ones.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, no_type_check
 
@@ -38,6 +38,9 @@ class Provenance:
     scores: dict[str, Any] | None  # the generator's own evaluation, if it carries one
     prompt_in_context: bool = True  # whether it was made for a model that has the prompt in its context
     examples: int = 0  # so many were read beside the prompt
+    reading: dict[str, str] = field(
+        default_factory=dict
+    )  # attribute → the value that the prompt was taken for
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -48,7 +51,7 @@ class Provenance:
                 f"{where}: format_version is {table.get('format_version')!r}, this ltdi_peft reads "
                 f"{FORMAT_VERSION}. Install the version that wrote it, or delete the file."
             )
-        table = {"prompt_in_context": True, "examples": 0, **table}  # older files do not say
+        table = {"prompt_in_context": True, "examples": 0, "reading": {}, **table}  # older files do not say
         if wrong := sorted({f.name for f in fields(cls)} ^ set(table)):
             raise ValueError(f"{where}: missing or unknown keys {wrong}. Delete the file to push without it.")
         return cls(**table)

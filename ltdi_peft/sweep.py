@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ltdi_peft.baselines import adapter_digest, final_adapter
 from ltdi_peft.diffusion import SAMPLERS
-from ltdi_peft.few_shot import CONTEXTS, FewShot, accuracies, lines_of
+from ltdi_peft.few_shot import CONTEXTS, FewShot, accuracies, in_each, lines_of
 from ltdi_peft.generator import Generator
 from ltdi_peft.kept import Line, hashed
 from ltdi_peft.protocol import generator_digest
@@ -94,7 +94,9 @@ def validation_lines(
     ends = {name: {"base": few.bench.fresh, "oracle": final_adapter(run)} for name, run in oracles.items()}
 
     def lines(group: list[Task]) -> list[Line]:
-        return [accuracies(few, task, {**ends[task.name], **make(task)}, few.examples) for task in group]
+        made = [{**ends[task.name], **make(task)} for task in group]
+        own = [{key: in_each(adapter) for key, adapter in one.items()} for one in made]
+        return [accuracies(few, task, one, few.examples) for task, one in zip(group, own, strict=True)]
 
     keys = {t.name: hashed(t.to_dict()) + adapter_digest(ends[t.name]["oracle"]) for t in tasks}
     about = {**about, "examples": few.examples}

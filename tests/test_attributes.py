@@ -17,14 +17,19 @@ from ltdi_peft.attributes import (
     fit_classifier,
     known_values,
 )
+from ltdi_peft.baselines import adapter_digest
+from ltdi_peft.cards import read_as
 from ltdi_peft.centre import fit_ridge, fit_task_ridge
+from ltdi_peft.cli import main
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import ConditionConfig
+from ltdi_peft.generate import best_candidate, generate_adapter
 from ltdi_peft.generator import load_generator
 from ltdi_peft.protocol import generator_digest
+from ltdi_peft.provenance import provenance_of
 from ltdi_peft.shrink import shrink
 from ltdi_peft.suite import builtin_tasks
-from ltdi_peft.task import Task, TaskSuite
+from ltdi_peft.task import Example, Task, TaskSuite
 from ltdi_peft.train import recipe_encoder, train_generator
 
 PROMPTS = ("please a second twice", "please b second plain")
@@ -104,6 +109,19 @@ def test_a_task_without_an_attribute_speaks_for_none_of_its_values():
     assert known_values(alone) == known_values(attributes)
 
 
+def test_readings_are_the_most_probable_combinations():
+    found = AttributeClassifier({"form": ("a", "b"), "question": ("p", "q", "r")}, torch.zeros(5, 5))
+    told = torch.tensor([0.75, 0.25, 0.5, 0.4, 0.1])  # a p .375, a q .3, b p .125, b q .1, a r .075, b r
+    assert found.reading(told) == {"form": "a", "question": "p"}
+    read = [tuple(found.reading(one).values()) for one in found.readings(told, 4)]
+    assert read == [("a", "p"), ("a", "q"), ("b", "p"), ("b", "q")]
+    every = found.readings(told, 9)
+    assert every.shape == (6, 5)
+    assert set(every.unique().tolist()) == {0.0, 1.0}
+    assert every.sum(1).tolist() == [2.0] * 6
+    assert found.readings(told, 0).shape == (0, 5)
+
+
 def test_without_any_attributes_there_is_nothing_to_tell():
     with pytest.raises(ValueError, match="none of the 2 training tasks has attributes"):
         fit_classifier(torch.randn(2, 3, 4), [(), ()])
@@ -161,6 +179,59 @@ def test_a_generator_carries_its_classifier(runs, tmp_path, encoder):
     (folder / FILE).unlink()
     with pytest.raises(FileNotFoundError, match=f"{FILE} is missing"):
         load_generator(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*was scaled into the range:UserWarning")
+def test_candidates_are_readings_of_the_prompt(bench):
+    generator = train_generator(bench.recipe, bench=bench, progress=False)
+    with torch.no_grad():
+        generator.centre.normal_(generator=torch.Generator().manual_seed(0))  # so that conditions matter
+    (first,) = generator.generate(PROMPTS[:1], base=bench.base)
+    made = generator.candidates(PROMPTS[0], 4, base=bench.base)
+    for site, pair in first.adapter.items():
+        assert_close(made[0].adapter[site], pair, rtol=1e-4, atol=1e-6)
+    assert made[0].provenance.reading == generator.attributes.reading(
+        generator.encode_prompts(PROMPTS[:1], bench.base)[0]
+    )
+    assert len({adapter_digest(one.adapter) for one in made}) == 4
+    assert made[1].provenance.reading == made[0].provenance.reading
+    read = [tuple(one.provenance.reading.items()) for one in made[1:]]
+    assert len(set(read)) == 3
+    conditions = generator.attributes.readings(generator.encode_prompts(PROMPTS[:1], bench.base)[0], 3)
+    tokens = generator.tokens(conditions)[2]
+    factors, _ = generator.clamp(generator.codec.decode(tokens))
+    for site, pair in factors.items():
+        assert_close(made[3].adapter[site], pair, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*was scaled into the range:UserWarning")
+def test_examples_choose_the_reading(bench):
+    """Which of the readings wins is up to the examples, and the adapter says which it was."""
+    generator = train_generator(bench.recipe, bench=bench, progress=False)
+    wide = {site: (low, high * 1e3) for site, (low, high) in generator.config.norm_range.items()}
+    generator.config = replace(generator.config, norm_range=wide)
+    with torch.no_grad():
+        generator.centre.normal_(std=3.0, generator=torch.Generator().manual_seed(0))
+    pairs = [("w1 w2", "w3"), ("w4 w5", "w6")]
+    made = generator.candidates(PROMPTS[0], 5, base=bench.base)
+    wanted = best_candidate(made, bench.base, [Example(*pair) for pair in pairs])
+    assert wanted is not made[0]
+    options = {"base_model": bench.base.model, "tokenizer": bench.base.tokenizer}
+    model = generate_adapter(PROMPTS[0], generator=generator, examples=pairs, num_candidates=5, **options)
+    assert provenance_of(model).weights == wanted.provenance.weights
+    assert provenance_of(model).reading == wanted.provenance.reading
+    model.unload()
+
+
+@pytest.mark.filterwarnings("ignore:.*was scaled into the range:UserWarning")
+def test_the_command_says_what_the_prompt_was_taken_for(bench, tmp_path, capsys):
+    generator = train_generator(bench.recipe, bench=bench, progress=False)
+    (made,) = generator.generate(PROMPTS[:1], base=bench.base)
+    for one in (bench.base.model, bench.base.tokenizer):
+        one.save_pretrained(tmp_path / "base")
+    named = ["--generator", str(bench.recipe.generator_folder), "--base-model", str(tmp_path / "base")]
+    assert main(["generate", PROMPTS[0], *named, "--out", str(tmp_path / "out")]) == 0
+    assert f"read as {read_as(made.provenance)}" in capsys.readouterr().out
 
 
 def test_the_classifier_is_fitted_once_and_for_these_tasks(bench, runs):

@@ -13,7 +13,17 @@ from ltdi_peft.batched import stack_adapters, unstack_adapter
 from ltdi_peft.collect import run_seed
 from ltdi_peft.config import FitConfig
 from ltdi_peft.curve import curve, curve_points, curve_row, ends_of, steps_to
-from ltdi_peft.few_shot import METHODS, ORIGINS, FewShot, Fit, accuracies, candidate, ladder, ladder_adapters
+from ltdi_peft.few_shot import (
+    METHODS,
+    ORIGINS,
+    FewShot,
+    Fit,
+    accuracies,
+    candidate,
+    in_each,
+    ladder,
+    ladder_adapters,
+)
 from ltdi_peft.fit import fit_steps, make_pool
 from ltdi_peft.kept import kept_lines, whole_lines
 from ltdi_peft.score import make_sheet, score
@@ -58,7 +68,7 @@ def fits(few, rate=3e-2):
 
 def digests(few, task):
     (made,) = ladder_adapters(few, [task], fits(few))
-    return {key: adapter_digest(adapter) for key, adapter in made.items()}
+    return {key: adapter_digest(own["prompt"]) for key, own in made.items()}
 
 
 def with_example(task, index):
@@ -95,13 +105,31 @@ def test_roads_begin_where_they_say(few, tasks):
     """A rate that moves nothing leaves the origin."""
     (made,) = ladder_adapters(few, tasks[:1], fits(few, rate=1e-30))
     found = accuracies(few, tasks[0], made, few.examples)
-    origin = {"lora": few.bench.fresh, "lora_from_start": few.start, "refined": made["2/generated"]}
-    for method, adapter in origin.items():
-        for site, (a, b) in made[f"4/{method}"].items():
+    origin = {
+        "lora": in_each(few.bench.fresh),
+        "lora_from_start": in_each(few.start),
+        "refined": made["4/best_of"],
+    }
+    for method, own in origin.items():
+        adapter = own["prompt"]
+        for site, (a, b) in made[f"4/{method}"]["prompt"].items():
             assert torch.equal(a, adapter[site][0])
             assert (b - adapter[site][1]).abs().max() < 1e-25  # an entry that was 0 moves by the rate
-    assert found["2/refined"] == found["4/refined"] == found["2/generated"]
-    assert adapter_digest(made["4/lora"]) != adapter_digest(made["4/lora_from_start"])
+    assert found["2/refined"]["prompt"] == found["2/best_of"]["prompt"]
+    assert adapter_digest(made["4/lora"]["prompt"]) != adapter_digest(made["4/lora_from_start"]["prompt"])
+
+
+def test_what_is_refined_is_what_the_examples_chose(few, tasks, monkeypatch):
+    monkeypatch.setattr(few_shot, "CANDIDATES", ((0, None), (1, -20.0), (2, 20.0)))
+    pick = lambda few, offered, pool, context: offered[len(pool.plain) // 2]  # noqa: E731
+    monkeypatch.setattr(few_shot, "best_of", pick)
+    (made,) = ladder_adapters(few, tasks[:1], fits(few, rate=1e-30))
+    offered = [candidate(few, tasks[0], "prompt", *one) for one in few_shot.CANDIDATES]
+    for count, place in ((2, 1), (4, 2)):
+        (site,) = list(offered[place])[:1]
+        moved = made[f"{count}/refined"]["prompt"][site][1] - offered[place][site][1]
+        assert moved.abs().max() < 1e-25
+    assert not torch.equal(offered[1][site][1], offered[2][site][1])
 
 
 def test_the_best_candidate_has_the_least_loss(few, tasks, monkeypatch):
@@ -109,26 +137,25 @@ def test_the_best_candidate_has_the_least_loss(few, tasks, monkeypatch):
     scales = ((0, None), (1, -20.0), (2, 20.0))
     monkeypatch.setattr(few_shot, "CANDIDATES", scales)
     (made,) = ladder_adapters(few, tasks[:1], {})
-    adapters = [candidate(few, tasks[0], *one) for one in scales]
     adapted, first = few.bench.adapted, tasks[0].train[:2]
-    losses = sum(
-        score(adapted, make_sheet(adapted, first, prompts), stack_adapters(adapters)).loss.mean(1)
-        for prompts in (tasks[0].prompts, None)
-    )
-    assert losses.max() - losses.min() > 1e-3
-    assert adapter_digest(made["2/best_of"]) == adapter_digest(adapters[int(losses.argmin())])
+    for context, prompts in (("prompt", tasks[0].prompts), ("no_prompt", None)):
+        adapters = [candidate(few, tasks[0], context, *one) for one in scales]
+        losses = score(adapted, make_sheet(adapted, first, prompts), stack_adapters(adapters)).loss.mean(1)
+        assert losses.max() - losses.min() > 1e-3
+        found = adapter_digest(made["2/best_of"][context])
+        assert found == adapter_digest(adapters[int(losses.argmin())])
     monkeypatch.setattr(few_shot, "CANDIDATES", scales[:1])
     (made,) = ladder_adapters(few, tasks[:1], {})
-    assert adapter_digest(made["2/best_of"]) == adapter_digest(made["2/generated"])
+    assert adapter_digest(made["2/best_of"]["prompt"]) == adapter_digest(made["2/generated"]["prompt"])
 
 
 def test_grouping_changes_only_the_rounding(few, tasks):
     together = ladder_adapters(few, tasks, fits(few))
     for task, one in zip(tasks, together, strict=True):
         (alone,) = ladder_adapters(few, [task], fits(few))
-        for key, adapter in one.items():
-            for site, pair in adapter.items():
-                for x, y in zip(pair, alone[key][site], strict=True):
+        for key, own in one.items():
+            for site, pair in own["prompt"].items():
+                for x, y in zip(pair, alone[key]["prompt"][site], strict=True):
                     # AdamW turns a gradient of pure rounding into a step of the rate, 3e-2
                     assert ((x - y).abs() > 1e-5).float().mean() < 0.02
 
@@ -146,7 +173,7 @@ def test_the_table_and_its_resumption(few, tasks, monkeypatch):
     means = [sum(one[k] for one in row["per_task"].values()) / 2 for k in ("accuracy", "accuracy_no_prompt")]
     assert [row["accuracy"], row["accuracy_no_prompt"]] == pytest.approx(means, abs=1e-6)
     sheet = make_sheet(few.bench.adapted, tasks[0].evaluation[:4], tasks[0].held_out_prompts)
-    generated = stack_adapters([candidate(few, tasks[0], 0, None)])
+    generated = stack_adapters([candidate(few, tasks[0], "prompt", 0, None)])
     want = score(few.bench.adapted, sheet, generated).accuracy.item()
     assert found["2"]["generated"]["per_task"][NAMES[0]]["accuracy"] == want
     # A killed run: one line whole, one cut.
@@ -224,15 +251,16 @@ def test_a_curve_begins_at_the_untrained_adapter(few, tasks, oracles, monkeypatc
     found = curve(few, tasks, [], reached, steps=3, progress=False)
     assert found["points"] == [0, 1, 2, 3]
     at_start = {"start": [few.start] * 2, "fresh": [few.bench.fresh] * 2}
-    at_start["generated"] = [candidate(few, task, 0, None) for task in tasks]
+    at_start["generated"] = [candidate(few, task, "prompt", 0, None) for task in tasks]
     for origin, adapters in at_start.items():
         row = found[origin]
         for task, adapter in zip(tasks, adapters, strict=True):
-            want = accuracies(few, task, {"x": adapter}, few.examples)["x"]
+            want = accuracies(few, task, {"x": in_each(adapter)}, few.examples)["x"]
             own = row["per_task"][task.name]
             assert [own["accuracy"][0], own["accuracy_no_prompt"][0]] == [want["prompt"], want["no_prompt"]]
         assert len(row["accuracy"]) == len(row["accuracy_no_prompt"]) == 4
-    ends = [accuracies(few, task, {"x": oracles[task.name]}, few.examples)["x"]["prompt"] for task in tasks]
+    made = {task.name: {"x": in_each(oracles[task.name])} for task in tasks}
+    ends = [accuracies(few, task, made[task.name], few.examples)["x"]["prompt"] for task in tasks]
     assert found["oracle"]["accuracy"] == pytest.approx(sum(ends) / 2, abs=1e-6)
     assert found["base"]["accuracy"] == found["fresh"]["accuracy"][0]
     no_more(monkeypatch, curve_room, "take_curves")
@@ -252,7 +280,7 @@ def test_a_point_is_a_run_stopped_there(few, tasks):
     pool = make_pool(bench.adapted, task, bench.recipe.collect.rows)
     for _ in fit_steps(bench.adapted, stacked, [pool], config, seeds=[run_seed(0, 0)], train_a=True):
         pass
-    made = {"x": unstack_adapter(stacked, 0)}
+    made = {"x": in_each(unstack_adapter(stacked, 0))}
     assert line["x"]["no_prompt"][1] == accuracies(few, task, made, 12)["x"]["no_prompt"]
 
 

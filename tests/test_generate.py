@@ -20,6 +20,7 @@ from ltdi_peft.base import load_base
 from ltdi_peft.batched import AdaptedBase, stack_adapters
 from ltdi_peft.commands import read_examples
 from ltdi_peft.generate import (
+    OFFERED,
     as_base,
     as_examples,
     best_candidate,
@@ -211,7 +212,9 @@ def through(generator):
 def test_examples_that_nothing_reads_are_refused(world, generator):
     base = load_base(str(world.base), dtype="float32")
     with pytest.raises(ValueError, match=r"num_candidates is 1 with 3 examples.*give both"):
-        generate_adapter(PROMPT, generator=generator, base_model=base.model, examples=EXAMPLES)
+        generate_adapter(
+            PROMPT, generator=generator, base_model=base.model, examples=EXAMPLES, num_candidates=1
+        )
 
 
 def test_the_candidate_with_the_least_loss_is_taken(world, generator):
@@ -231,6 +234,10 @@ def test_the_candidate_with_the_least_loss_is_taken(world, generator):
         PROMPT, generator=generator, base_model=base.model, examples=EXAMPLES, num_candidates=8, seed=5
     )
     assert same_adapter(read_adapter(got), made[best].adapter)
+    model = got.unload()
+    unsaid = generate_adapter(PROMPT, generator=generator, base_model=model, examples=EXAMPLES, seed=5)
+    offered = generator.candidates(PROMPT, OFFERED, seed=5, base=base)
+    assert same_adapter(read_adapter(unsaid), best_candidate(offered, base, examples).adapter)
 
 
 @pytest.mark.parametrize(

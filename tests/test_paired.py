@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 from scripts import script
-from tiny_bench import SPLITS, collected, untrained_generator
+from tiny_bench import SPLITS, collected, conditioned_bench, untrained_generator
 
 from ltdi_peft.batched import stack_adapters
 from ltdi_peft.collect import shared_start
+from ltdi_peft.config import ConditionConfig
 from ltdi_peft.score import make_sheet, score
+from ltdi_peft.train import train_generator
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,18 @@ def test_rivals_may_be_those_of_an_older_result(paired, bench, generator, found,
     for other in ({"examples": 5}, {"seeds": [0]}, {"per_task": {}}):
         with pytest.raises(SystemExit, match="other tasks, contexts, seeds or examples"):
             paired.measured(bench, generator, ["prompt"], before={**found, **other}, progress=False)
+
+
+def test_the_regression_on_attributes_joins_an_older_result(paired, bench, tmp_path, monkeypatch):
+    told = conditioned_bench(bench, tmp_path / "run", ConditionConfig("base", attributes=True))
+    generator = train_generator(told.recipe, bench=told, progress=False)
+    first = paired.measured(told, generator, ["prompt"], progress=False)
+    monkeypatch.setattr(paired, "generated", lambda *args: pytest.fail("ours was scored again"))
+    found = paired.measured(told, generator, ["prompt"], beside=first, progress=False)
+    for name, line in first["per_task"].items():  # here the recipe's own regression is the same one
+        assert found["per_task"][name]["prompt"] == {**line["prompt"], paired.TOLD: line["prompt"]["ridge"]}
+    assert found["trials"] == {**first["trials"], paired.TOLD: first["trials"]["ridge"]}
+    assert f"| {paired.TOLD} |" in paired.page(found, "command")
 
 
 def test_differences_are_paired_over_tasks(paired, bench):

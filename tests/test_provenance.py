@@ -84,6 +84,14 @@ def test_a_file_of_another_format_is_refused(tmp_path, change, message):
         read_provenance(tmp_path)
 
 
+def test_a_file_from_before_readings_is_read(tmp_path):
+    table = asdict(ABOUT)
+    for late in ("prompt_in_context", "examples", "reading"):
+        del table[late]
+    (tmp_path / "provenance.json").write_text(json.dumps(table))
+    assert read_provenance(tmp_path) == ABOUT
+
+
 # ---- pages
 
 
@@ -99,6 +107,12 @@ def test_a_page_says_what_is_known(model):
     assert 'PeftModel.from_pretrained(base, "me/x", revision="v2")' in text
     assert "tokenizer('Say it.\\nTwice.\\nInput: your input\\nOutput:'" in text
     assert "## Scores" not in text
+
+
+def test_a_page_says_what_the_prompt_was_taken_for(tiny_peft):
+    read = replace(ABOUT, reading={"form": "letter", "language": "German"})
+    assert "| read as | form letter, language German |" in page(note_provenance(tiny_peft(), read))
+    assert "read as" not in page(note_provenance(tiny_peft(), ABOUT))
 
 
 def test_a_page_does_not_say_what_is_not_known(tiny_peft, model):
