@@ -10,10 +10,14 @@ a killed evaluation goes on (`kept_lines`).
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ltdi_peft.baselines import adapter_digest
 from ltdi_peft.batched import stack_adapters, unstack_adapter
@@ -27,6 +31,8 @@ from ltdi_peft.protocol import generator_digest
 from ltdi_peft.refine import example_pool
 from ltdi_peft.score import Sheet, make_sheet, score
 from ltdi_peft.spec import Adapter
+from ltdi_peft.statistics import mean_difference, recovered_gain
+from ltdi_peft.summary import interval, number
 from ltdi_peft.task import Example, Task
 
 VERSION = 2  # of what a cached line means
@@ -34,6 +40,7 @@ VERSION = 2  # of what a cached line means
 ORIGINS = {"refined": "generated", "lora": "fresh", "lora_from_start": "start"}
 METHODS = ("generated", "best_of", *ORIGINS)
 READ = "in_condition"  # one more method, of a generator that reads examples beside the prompt
+SHOWN = "start_in_context"  # and one of examples that stand in the model's context, solved
 # Peak learning rates that are tried: B = 0 has further to go, so its grid lies higher.
 RATES = {
     "refined": (1e-3, 2e-3, 4e-3, 8e-3),
@@ -107,8 +114,54 @@ def ladder(
         return [accuracies(few, t, one, few.examples) for t, one in zip(group, made, strict=True)]
 
     found = lines_of(few, about, tasks, lines, desc="few-shot", progress=progress)
-    methods = (*METHODS, READ) if few.generator.config.condition_examples else METHODS
+    solved = in_context(few, tasks, progress=progress)
+    found = {name: line | solved[name] for name, line in found.items()}
+    read = (READ,) if few.generator.config.condition_examples else ()
+    methods = (*METHODS, *read, SHOWN)
     return {str(n): {m: method_row(found, f"{n}/{m}", chosen) for m in methods} for n in few.counts}
+
+
+def in_context(few: FewShot, tasks: Sequence[Task], *, progress: bool) -> dict[str, Line]:
+    """Task → accuracy of `few.start` with the examples in its context, solved, for each count."""
+    adapted, start = few.bench.adapted, stack_adapters([few.start], few.bench.adapted.device)
+
+    def answered(task: Task, count: int, context: str) -> float:
+        prompts = task.held_out_prompts if context == "prompt" else None
+        sheet = make_sheet(adapted, task.evaluation[: few.examples], prompts, shots=task.train[:count])
+        return round(score(adapted, sheet, start).accuracy.item(), 6)
+
+    def lines(group: list[Task]) -> list[Line]:
+        keys = [(f"{count}/{SHOWN}", count) for count in few.counts]
+        return [{k: {c: answered(task, n, c) for c in CONTEXTS} for k, n in keys} for task in group]
+
+    about = {"in_context": few.counts, "examples": few.examples}
+    return lines_of(few, about, tasks, lines, desc="examples in context", progress=progress)
+
+
+def with_gains(rungs: dict[str, Any], ends: Mapping[str, Line], *, draws: int, seed: int) -> dict[str, Any]:
+    """The ladder's rows with G, and with how far each is over a LoRA trained on the same examples.
+
+    ends: task → accuracy of base and oracle. Prompt in context; 95 % intervals, bootstrapped over tasks.
+    """
+
+    def column(row: Mapping[str, Any]) -> Float[Tensor, " task"]:
+        return torch.tensor([row["per_task"][name]["accuracy"] for name in ends], dtype=torch.float64)
+
+    names, options = list(ends), {"draws": draws, "seed": seed}
+    base, oracle = (
+        torch.tensor([line[end]["prompt"] for line in ends.values()], dtype=torch.float64)
+        for end in ("base", "oracle")
+    )
+    found: dict[str, Any] = {}
+    for count, rows in rungs.items():
+        found[count], lora = {}, column(rows["lora"])
+        for method, row in rows.items():
+            gain = recovered_gain(column(row), base, oracle, names, **options)
+            over = mean_difference(column(row), lora, names, **options)
+            about = {"G": number(gain.value), "ci": interval(gain)}
+            about |= {"over_lora": number(over.value), "over_lora_ci": interval(over)}
+            found[count][method] = row | about
+    return found
 
 
 def require_enough(few: FewShot, tasks: Sequence[Task]) -> None:

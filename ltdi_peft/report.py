@@ -90,7 +90,26 @@ def few_shot_table(rungs: dict[str, Any]) -> str:
     tasks = len(rungs[next(iter(rungs))][methods[0]]["per_task"])
     about = f"{tasks} unseen tasks; accuracy with the prompt in context · without it."
     head = ["examples", *(f"`{method}`" for method in methods)]
-    return f"## A few examples\n\n{about}\n\n{lines_of(head, rows)}"
+    parts = [f"## A few examples\n\n{about}\n\n{lines_of(head, rows)}"]
+    if all("G" in row for of in rungs.values() for row in of.values()):
+        parts += [few_shot_gains(rungs)]
+    return "\n".join(parts)
+
+
+def few_shot_gains(rungs: dict[str, Any]) -> str:
+    """G of each road, and its paired difference from a LoRA trained on the same examples."""
+    rows = [
+        [
+            count,
+            f"`{method}`",
+            shown(row["G"], row["ci"]),
+            shown(row["over_lora"], row["over_lora_ci"], "+", 3),
+        ]
+        for count, of in rungs.items()
+        for method, row in of.items()
+    ]
+    head = ["examples", "method", "G [95 %]", "accuracy over `lora` [95 %]"]
+    return f"Prompt in context:\n\n{lines_of(head, rows)}"
 
 
 def flat(table_: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

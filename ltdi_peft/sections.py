@@ -11,7 +11,7 @@ from typing import Any
 from ltdi_peft.baselines import final_adapter
 from ltdi_peft.collect import Bench
 from ltdi_peft.curve import curve, ends_of
-from ltdi_peft.few_shot import FewShot, ladder
+from ltdi_peft.few_shot import FewShot, ladder, with_gains
 from ltdi_peft.generator import Generator
 from ltdi_peft.kept import Line
 from ltdi_peft.multi_task import validation_tasks
@@ -60,8 +60,10 @@ def few_shot(
     about = few.bench.recipe.evaluate.few_shot
     tasks = tasks[: about.tasks]
     validation = validation_tasks(few.bench)[: about.validation]
-    found = {"few_shot": ladder(few, tasks, validation, progress=progress)}
+    rungs = ladder(few, tasks, validation, progress=progress)
+    reached = {task.name: ends(task) for task in tasks}
+    options = {"draws": few.bench.recipe.evaluate.bootstrap, "seed": few.bench.recipe.seed}
+    found: dict[str, Any] = {"few_shot": with_gains(rungs, reached, **options)}
     if about.curve_steps:
-        reached = {task.name: ends(task) for task in tasks}
         found["curve"] = curve(few, tasks, validation, reached, steps=about.curve_steps, progress=progress)
     return found

@@ -327,7 +327,9 @@ def test_the_ladder_and_the_curve_are_in_the_file(run, result):
     tasks = set(SPLITS["unseen_tasks"][:2])
     assert set(result["few_shot"]) == {"2", "3"}
     for rows in result["few_shot"].values():
-        assert set(rows) == {"generated", "best_of", "refined", "lora", "lora_from_start"}
+        assert set(rows) == {"generated", "best_of", "refined", "lora", "lora_from_start", "start_in_context"}
+        assert rows["lora"]["over_lora"] == 0
+        assert all(row["ci"] is None or len(row["ci"]) == 2 for row in rows.values())
         assert all(set(row["per_task"]) == tasks for row in rows.values())
     assert result["curve"]["points"] == [0, 1]
     zero_shot = result["few_shot"]["2"]["generated"]["accuracy"]

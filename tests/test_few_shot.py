@@ -166,7 +166,7 @@ def test_grouping_changes_only_the_rounding(few, tasks):
 def test_the_table_and_its_resumption(few, tasks, monkeypatch):
     found = ladder(few, tasks, [], progress=False)
     assert list(found) == ["2", "4"]
-    assert list(found["4"]) == list(METHODS)
+    assert list(found["4"]) == [*METHODS, "start_in_context"]
     row = found["4"]["refined"]
     assert row["learning_rate"] == 3e-2
     assert set(row["per_task"]) == set(NAMES)
@@ -177,7 +177,7 @@ def test_the_table_and_its_resumption(few, tasks, monkeypatch):
     want = score(few.bench.adapted, sheet, generated).accuracy.item()
     assert found["2"]["generated"]["per_task"][NAMES[0]]["accuracy"] == want
     # A killed run: one line whole, one cut.
-    (file,) = few.folder.glob("*.jsonl")
+    (file,) = (one for one in few.folder.glob("*.jsonl") if b"refined" in one.read_bytes())
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(lines[0] + lines[1][:9])
     asked, whole = [], ladder_adapters
@@ -190,6 +190,31 @@ def test_the_table_and_its_resumption(few, tasks, monkeypatch):
     assert ladder(few, tasks, [], progress=False)["4"]["lora"]["per_task"] == found["4"]["lora"]["per_task"]
     with pytest.raises(pytest.fail.Exception, match="called again"):
         ladder(replace(few, steps=3), tasks, [], progress=False)
+
+
+def test_examples_in_context_stand_there_solved(few, tasks):
+    found = few_shot.in_context(few, tasks, progress=False)
+    start, task = stack_adapters([few.start]), tasks[1]
+    for count in few.counts:
+        for context, prompts in (("prompt", task.held_out_prompts), ("no_prompt", None)):
+            shots = task.train[:count]
+            sheet = make_sheet(few.bench.adapted, task.evaluation[:4], prompts, shots=shots)
+            want = score(few.bench.adapted, sheet, start).accuracy.item()
+            assert found[task.name][f"{count}/start_in_context"][context] == pytest.approx(want, abs=1e-6)
+
+
+def test_gains_by_hand():
+    def row(*accuracy):
+        return {"per_task": {n: {"accuracy": a} for n, a in zip("pq", accuracy, strict=True)}}
+
+    rungs = {"4": {"best_of": row(0.5, 0.7), "lora": row(0.4, 0.6)}}
+    ends = {n: {"base": {"prompt": 0.1}, "oracle": {"prompt": 0.9}} for n in "pq"}
+    found = few_shot.with_gains(rungs, ends, draws=100, seed=0)["4"]
+    assert found["best_of"]["G"] == pytest.approx(1.0 / 1.6, abs=1e-6)
+    assert found["best_of"]["over_lora"] == pytest.approx(0.1, abs=1e-6)
+    assert found["best_of"]["over_lora_ci"] == pytest.approx([0.1, 0.1], abs=1e-6)  # 0.1 in either task
+    assert found["best_of"]["ci"] == pytest.approx([0.5, 0.75], abs=1e-6)
+    assert found["lora"]["over_lora"] == 0
 
 
 def test_a_changed_task_is_measured_anew(tmp_path, tasks):

@@ -85,6 +85,15 @@ def test_recovered_gain_has_its_bound():
 def test_examples_alone_must_beat_training_on_them():
     assert answers(RESULT, "16 examples") == [(True, None)]
     assert answers(changed("few_shot", "16", "lora", "accuracy", to=0.9), "16 examples") == [(False, None)]
+    row = {"accuracy": 0.9, "G": 0.95, "ci": [0.9, 1.0], "over_lora": 0.1, "over_lora_ci": [0.02, 0.18]}
+    for change, verdict in (
+        ({}, (True, True)),
+        ({"G": 0.89}, (True, False)),
+        ({"over_lora_ci": [-0.01, 0.2]}, (False, True)),
+        ({"over_lora_ci": None}, (False, True)),
+    ):
+        result = changed("few_shot", "16", "best_of", to={**row, **change})
+        assert answers(result, "16 examples") == [verdict]
 
 
 def test_the_prompt_gap_needs_interval_and_size():
