@@ -160,6 +160,8 @@ def generate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--examples", type=Path, help=examples)
     candidates = "so many, the best on the examples wins (16); 1: examples are for --refine-steps alone"
     parser.add_argument("--candidates", type=int, help=candidates)
+    inputs = "inputs of the task without answers, one a line; they tell what a short prompt leaves open"
+    parser.add_argument("--inputs", type=Path, help=inputs)
     steps = "gradient steps on the examples afterwards"
     parser.add_argument("--refine-steps", type=int, default=0, help=steps)
     parser.add_argument("--guidance-scale", type=float, help="else the generator's own")
@@ -192,6 +194,7 @@ def generate_folder(known: Namespace) -> Answer:
         generator=generator,
         base_model=known.base_model,
         examples=shown,
+        inputs=read_inputs(known.inputs) if known.inputs else (),
         num_candidates=known.candidates,
         guidance_scale=known.guidance_scale,
         seed=known.seed,
@@ -209,6 +212,14 @@ def generate_folder(known: Namespace) -> Answer:
     read = f"; read as {read_as(origin)}" if origin and origin.reading else ""
     about |= {"reading": origin.reading} if origin and origin.reading else {}
     return Answer([about], [f"written to {known.out}{read}; {load}"])
+
+
+def read_inputs(path: Path) -> list[str]:
+    """Texts of a file, one a line, blank lines left out; ValueError where there is none."""
+    found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not found:
+        raise ValueError(f"{path} has no inputs: expected one a line.")
+    return found
 
 
 def read_examples(path: Path) -> "list[Example]":

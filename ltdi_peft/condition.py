@@ -1,6 +1,7 @@
 """Task prompts, and perhaps examples, → conditions.
 
-In: prompts, and the examples that came with each.  Out: (prompt, condition) float32, a unit vector each.
+In: prompts, and the examples or inputs that came with each.  Out: (prompt, condition) float32, a unit vector
+each; or probabilities of attributes (attributes.py).
 Idea: the generator never sees text, only where its encoder puts the prompt. A sentence embedding says what
 a prompt means; which words it has in common with the training prompts says more about new wordings of the
 same parts (measured: docs/log.md), so the two can stand side by side.
@@ -107,13 +108,31 @@ class PromptEncoder:
 
     @torch.no_grad()
     def __call__(
-        self, prompts: Sequence[str], examples: Sequence[Sequence[Example]] = ()
+        self,
+        prompts: Sequence[str],
+        examples: Sequence[Sequence[Example]] = (),
+        inputs: Sequence[Sequence[str]] = (),
     ) -> Float[Tensor, "prompt condition"]:
-        """Unit vectors on the CPU. `examples`: of each prompt, or none at all.
+        """Unit vectors on the CPU. `examples`, or `inputs` without answers: of each prompt, or none at all.
 
         Raises ValueError for an empty prompt, for a text that is longer than the encoder reads, for examples
-        where it reads none, and unless there is a list of them for each prompt.
+        or inputs where it reads none, and unless there is a list of them for each prompt.
         """
+        self._require_readable(prompts, examples, inputs)
+        said = self.said(prompts)
+        if self.attributes:
+            return self.attributes(said, self.about(inputs) if inputs else None)
+        if not self.examples:
+            return said
+        shown = torch.zeros(len(prompts), self.evidence_width)
+        if examples:
+            shown, said = self.evidence(examples), PROMPT_WEIGHT * said
+        return functional.normalize(torch.cat([said, shown], 1), dim=-1)
+
+    def _require_readable(
+        self, prompts: Sequence[str], examples: Sequence[Sequence[Example]], inputs: Sequence[Sequence[str]]
+    ) -> None:
+        """ValueError as `__call__` says."""
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise ValueError("a task prompt is empty; describe the task, e.g. 'Translate to French.'")
         if examples and not self.examples:
@@ -121,20 +140,17 @@ class PromptEncoder:
                 "these conditions are of prompts alone; a recipe with condition.examples above 0 trains a "
                 "generator that reads examples."
             )
-        if examples and (len(examples) != len(prompts) or not all(examples)):
+        if inputs and (self.attributes is None or self.attributes.inputs is None):
             raise ValueError(
-                f"examples are one list a prompt, none of them empty: {len(prompts)} prompts came with lists "
-                f"of {[len(own) for own in examples]}."
+                "inputs tell which of its attributes a task has, and these conditions read none: a recipe "
+                "with condition.attributes, whose training tasks have examples, trains a generator that does."
             )
-        said = self.said(prompts)
-        if self.attributes:
-            return self.attributes(said)
-        if not self.examples:
-            return said
-        shown = torch.zeros(len(prompts), self.evidence_width)
-        if examples:
-            shown, said = self.evidence(examples), PROMPT_WEIGHT * said
-        return functional.normalize(torch.cat([said, shown], 1), dim=-1)
+        for name, lists in (("examples", examples), ("inputs", inputs)):
+            if lists and (len(lists) != len(prompts) or not all(lists)):
+                raise ValueError(
+                    f"{name} are one list a prompt, none of them empty: {len(prompts)} prompts came with "
+                    f"lists of {[len(own) for own in lists]}."
+                )
 
     def with_attributes(self, attributes: AttributeClassifier | None) -> "PromptEncoder":
         """The same encoder, told what these tell of its conditions; None: nothing."""
@@ -152,16 +168,24 @@ class PromptEncoder:
         # Both are unit vectors, so each has half a say.
         return functional.normalize(torch.cat([pooled, hashed_words(prompts)], 1), dim=-1)
 
+    def about(self, inputs: Sequence[Sequence[str]]) -> Float[Tensor, "task hidden"]:
+        """Unit vectors of what inputs are about: the mean of their meanings."""
+        return functional.normalize(torch.stack(self._means(inputs)), dim=-1)
+
     def evidence(self, examples: Sequence[Sequence[Example]]) -> Float[Tensor, "task evidence"]:
         """Unit vectors of what examples show: what they are about, and the words of their answers."""
-        texts = list(dict.fromkeys(f"{e.input} -> {e.answer}" for own in examples for e in own))
-        places = {text: place for place, text in enumerate(texts)}
-        meaning, rows = self._pooled(self.plain, texts), []
-        for own in examples:
-            about = meaning[[places[f"{e.input} -> {e.answer}"] for e in own]].mean(0)
+        shown, rows = [[f"{e.input} -> {e.answer}" for e in own] for own in examples], []
+        for own, about in zip(examples, self._means(shown), strict=True):
             form = hashed_words([e.answer for e in own]).mean(0)
             rows.append(torch.cat([functional.normalize(part, dim=-1) for part in (about, form)]))
         return functional.normalize(torch.stack(rows), dim=-1)
+
+    def _means(self, groups: Sequence[Sequence[str]]) -> list[Float[Tensor, " hidden"]]:
+        """The mean over each group's texts; a text is read once, however often it occurs."""
+        texts = list(dict.fromkeys(text for group in groups for text in group))
+        places = {text: place for place, text in enumerate(texts)}
+        meaning = self._pooled(self.plain, texts)
+        return [meaning[[places[text] for text in group]].mean(0) for group in groups]
 
     def _pooled(
         self, model: PreTrainedModel, texts: Sequence[str], weights: Mapping[str, Tensor] | None = None

@@ -44,6 +44,7 @@ def generate_adapter(
     base_model: PreTrainedModel | PeftModel | str | Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     examples: Iterable[ExampleLike] = (),
+    inputs: Iterable[str] = (),
     num_candidates: int | None = None,
     guidance_scale: float | None = None,
     seed: int = 0,
@@ -65,7 +66,8 @@ def generate_adapter(
     of a loaded model whose own name does not say where it is. `examples`: (input, answer) pairs of the task;
     a generator that was trained to read examples reads them beside the prompt; else, and with
     `num_candidates`, they choose among so many candidates (16) by their loss: of a generator with attributes,
-    as the package's, readings of the prompt, else of seeds `seed`, `seed` + 1, …. `guidance_scale`: how
+    as the package's, readings of the prompt, else of seeds `seed`, `seed` + 1, …. `inputs`: inputs of the
+    task without answers, which tell such a generator what a short prompt leaves open. `guidance_scale`: how
     far from the mean adapter; None is the generator's own, chosen on validation tasks. `prompt_in_context`:
     whether the model will have the task prompt in its context when it is used; a generator may know a better
     adapter for one that will not. `verify`: the proof of load. `device`, `dtype`, `load_in_4bit`: of a base
@@ -78,7 +80,7 @@ def generate_adapter(
     trained on, and when a norm had to be scaled into the training range.
     """
     require_prompt(task_prompt)
-    pairs = as_examples(examples)
+    pairs, unanswered = as_examples(examples), as_inputs(inputs)
     require_candidates(num_candidates, pairs)
     require_base_model(base_model, {"device": device, "dtype": dtype, "load_in_4bit": load_in_4bit})
     require_free_name(base_model, adapter_name)
@@ -99,6 +101,7 @@ def generate_adapter(
     with as_base(model):
         options = {"guidance_scale": guidance_scale, "base": base, "prompt_in_context": prompt_in_context}
         options |= {"examples": pairs} if reads else {}
+        options |= {"inputs": unanswered}
         made = trained.candidates(task_prompt, count, seed=seed, **options)
         chosen = made[0] if count == 1 else best_candidate(made, base, pairs)
     if chosen.clamped:
@@ -140,6 +143,15 @@ def require_candidates(count: int | None, examples: Sequence[Example]) -> None:
 def as_examples(examples: Iterable[ExampleLike]) -> list[Example]:
     """(input, answer) pairs, or {"input": …, "answer": …}, as `Example`s; ValueError for anything else."""
     return [_as_example(one) for one in examples]
+
+
+@no_type_check  # likewise
+def as_inputs(inputs: Iterable[str]) -> list[str]:
+    """Texts; ValueError for one text instead of several, for an empty one, and for what is none."""
+    found = [] if isinstance(inputs, str) else list(inputs)
+    if isinstance(inputs, str) or not all(isinstance(one, str) and one.strip() for one in found):
+        raise ValueError(f"inputs are several texts, none of them empty, got {inputs!r}.")
+    return found
 
 
 @no_type_check

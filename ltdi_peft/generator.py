@@ -12,7 +12,7 @@ import json
 import tempfile
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -108,21 +108,26 @@ class Generator(nn.Module, ModelHubMixin):
         return twin
 
     def encode_prompts(
-        self, prompts: Sequence[str], base: Base | None = None, examples: Sequence[Sequence[Example]] = ()
+        self,
+        prompts: Sequence[str],
+        base: Base | None = None,
+        examples: Sequence[Sequence[Example]] = (),
+        inputs: Sequence[Sequence[str]] = (),
     ) -> Float[Tensor, "prompt condition"]:
         """Conditions, on the CPU. The sentence encoder is loaded at the first call; `base` needs a base.
 
-        `examples`: of each prompt, or none; ValueError for a generator that does not read them.
+        `examples`, or `inputs` without answers: of each prompt, or none; ValueError for a generator that does
+        not read them.
         """
         count = self.config.condition_examples
         if self.config.encoder == "base":
             # Never kept: it would hold the model, and read through the adapters that it gets later.
             encoder = PromptEncoder("base", base=base, examples=count, attributes=self.attributes)
-            return encoder(prompts, examples)
+            return encoder(prompts, examples, inputs)
         if self._encoder is None:
             about = {"base": base, "examples": count, "tuning": self.tuning}
             self._encoder = PromptEncoder(self.config.encoder, **about, attributes=self.attributes)
-        return self._encoder(prompts, examples)
+        return self._encoder(prompts, examples, inputs)
 
     def predicted_centre(
         self, conditions: Float[Tensor, "prompt condition"]
@@ -201,13 +206,14 @@ class Generator(nn.Module, ModelHubMixin):
         base: Base | None = None,
         prompt_in_context: bool = True,
         examples: Sequence[Sequence[Example]] = (),
+        inputs: Sequence[Sequence[str]] = (),
     ) -> list[GeneratedAdapter]:
         """One adapter a prompt; the same seed gives the same bytes, in another batch up to rounding.
 
         `steps`: fewer steps of the chain, k … T; warns (UserWarning) where task loss trained the whole of it.
         `base`: only for a generator whose condition.encoder is `base`.
-        `prompt_in_context`: as in `purposed`. `examples`: as in `encode_prompts`. Raises ValueError for an
-        empty prompt, or for one text instead of a list.
+        `prompt_in_context`: as in `purposed`. `examples`, `inputs`: as in `encode_prompts`. Raises ValueError
+        for an empty prompt, or for one text instead of a list.
         """
         if isinstance(prompts, str):
             raise ValueError(f"generate() takes a list of prompts, got one text: [{prompts!r}] is meant.")
@@ -218,9 +224,10 @@ class Generator(nn.Module, ModelHubMixin):
                 f"{steps} steps most of what it learnt there is missing.",
                 stacklevel=3,
             )
-        conditions = self.encode_prompts(prompts, base, examples)
+        conditions = self.encode_prompts(prompts, base, examples, inputs)
         about = {"seed": seed, "guidance_scale": guidance_scale, "prompt_in_context": prompt_in_context}
-        return self._made(prompts, conditions, steps=steps, counts=[len(own) for own in examples], **about)
+        read = {"examples": [len(own) for own in examples], "inputs": [len(own) for own in inputs]}
+        return self._made(prompts, conditions, steps=steps, read=read, **about)
 
     @torch.no_grad()
     def candidates(
@@ -233,6 +240,7 @@ class Generator(nn.Module, ModelHubMixin):
         base: Base | None = None,
         prompt_in_context: bool = True,
         examples: Sequence[Example] = (),
+        inputs: Sequence[str] = (),
     ) -> list[GeneratedAdapter]:
         """`count` adapters that one prompt may ask for; the first is what `generate` makes of it.
 
@@ -240,13 +248,16 @@ class Generator(nn.Module, ModelHubMixin):
         word; any other one makes them of the seeds that follow. Options and errors as in `generate`.
         """
         about = {"guidance_scale": guidance_scale, "prompt_in_context": prompt_in_context}
+        shown = {"examples": [examples] if examples else (), "inputs": [inputs] if inputs else ()}
         if self.attributes is None:
-            shown = {"base": base, "examples": [examples] if examples else ()}
             seeds = range(seed, seed + count)
-            return [one for s in seeds for one in self.generate([prompt], seed=s, **shown, **about)]
-        soft = self.encode_prompts([prompt], base, [examples] if examples else ())
+            return [
+                one for s in seeds for one in self.generate([prompt], seed=s, base=base, **shown, **about)
+            ]
+        soft = self.encode_prompts([prompt], base, **shown)
         conditions = torch.cat([soft, self.attributes.readings(soft[0], count - 1)])
-        return self._made([prompt] * len(conditions), conditions, seed=seed, **about)
+        prompts, read = [prompt] * len(conditions), {"inputs": [len(inputs)] * len(conditions)}
+        return self._made(prompts, conditions, seed=seed, read=read, **about)
 
     def _made(
         self,
@@ -257,11 +268,15 @@ class Generator(nn.Module, ModelHubMixin):
         guidance_scale: float | None,
         prompt_in_context: bool,
         steps: int | None = None,
-        counts: Sequence[int] = (),
+        read: Mapping[str, Sequence[int]],
     ) -> list[GeneratedAdapter]:
-        """One adapter a condition. `counts`: of the examples that were read for each, or none at all."""
+        """One adapter a condition. `read`: what was read beside each prompt → how many, or nothing."""
         own = self.purposed(prompt_in_context)
-        tokens = own.tokens(conditions, seed=seed, guidance_scale=guidance_scale, steps=steps)
+        about = {"seed": seed, "guidance_scale": guidance_scale, "steps": steps}
+        tokens = own.tokens(conditions, **about)
+        if prompt_in_context and self.alone is not None and self.config.alone_share:
+            alone = self.purposed(prompt_in_context=False).tokens(conditions, **about)
+            tokens = torch.lerp(tokens, alone, self.config.alone_share)
         similarity, nearest = self.similarities(conditions).max(1)
         out = []
         made = (one for factors in self.codec.decode_batches(tokens) for one in self.clamped(factors))
@@ -271,7 +286,7 @@ class Generator(nn.Module, ModelHubMixin):
                 seed=seed,
                 guidance_scale=own.config.guidance_scale if guidance_scale is None else guidance_scale,
                 prompt_in_context=prompt_in_context,
-                examples=counts[index] if counts else 0,
+                **{name: counts[index] for name, counts in read.items() if counts},
                 reading=self.attributes.reading(conditions[index]) if self.attributes else {},
                 generator=self.name,
                 generator_revision=self.revision,

@@ -42,6 +42,7 @@ class GeneratorConfig:
     attributes: bool = False  # whether conditions are probabilities of attributes: attributes.safetensors
     # guidance_scale and mean_share of adapters that work without the prompt in context; None: as the others
     alone: dict[str, float] | None = None
+    alone_share: float = 0.0  # of what the network of those makes, in adapters beside a prompt
     shrunk: dict[str, Any] | None = None  # from which width, and the error; matrices are then int8
 
     @classmethod

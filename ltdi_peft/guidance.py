@@ -27,6 +27,7 @@ from ltdi_peft.task import Task
 
 GUIDANCE = (0.75, 1.0, 1.25, 1.5, 2.0)
 MEAN_SHARES = (1.0, 0.0)
+ALONE_SHARES = (0.0, 0.25, 0.5)  # of what the network for adapters alone makes, beside a prompt
 SCALE_EXAMPLES = 32  # of each validation task, to choose by
 
 
@@ -57,9 +58,7 @@ class Tried:
 
     def behind(self, best: int) -> list[tuple[float, float]]:
         """How far each trial is behind trial `best`: the mean over the tasks, and its standard error."""
-        gaps = self.accuracy[best] - self.accuracy
-        errors = gaps.std(1) / math.sqrt(gaps.shape[1])
-        return list(zip(gaps.mean(1).tolist(), errors.tolist(), strict=True))
+        return gaps_to(self.accuracy, best)
 
     def best(self) -> Guidance:
         """Of the mean share with the best trial, the scale nearest to 1 that is not told from the best one.
@@ -78,6 +77,43 @@ class Tried:
             if one.mean_share == share and gap <= error
         ]
         return min(near, key=lambda one: abs(one.scale - 1))
+
+
+def gaps_to(accuracy: Float[Tensor, "trial task"], best: int) -> list[tuple[float, float]]:
+    """How far each trial is behind trial `best`: the mean over the tasks, and its standard error."""
+    gaps = accuracy[best] - accuracy
+    errors = gaps.std(1) / math.sqrt(gaps.shape[1])
+    return list(zip(gaps.mean(1).tolist(), errors.tolist(), strict=True))
+
+
+def choose_alone_share(
+    generator: Generator, bench: Bench, names: Sequence[str], examples: int = SCALE_EXAMPLES
+) -> tuple[float, dict[str, float]]:
+    """How much of its network for adapters alone helps those beside a prompt; share → accuracy.
+
+    The least share that is not told from the best one, that is: whose mean difference from it on the
+    validation tasks is at most one standard error. 0 without two tasks that have evaluation examples.
+    """
+    own = generator.config
+    tasks = [bench.suite[name] for name in names if bench.suite[name].evaluation]
+    if len(tasks) < 2:
+        return 0.0, {}
+    prompts = validation_prompts(tasks)
+
+    def made(task: Task) -> list[Adapter]:
+        found = []
+        for share in ALONE_SHARES:
+            generator.config = replace(own, alone_share=share)
+            found += generator.generate(prompts[task.name], base=bench.base)
+        return [one.adapter for one in found]
+
+    try:
+        accuracy = task_accuracies(bench, tasks, made, len(ALONE_SHARES), examples)
+    finally:
+        generator.config = own
+    behind = gaps_to(accuracy, int(accuracy.mean(1).argmax()))
+    near = [share for share, (gap, error) in zip(ALONE_SHARES, behind, strict=True) if gap <= error]
+    return min(near), dict(zip(map(str, ALONE_SHARES), mean_over(accuracy), strict=True))
 
 
 def trials(gauge: str) -> list[Guidance]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ltdi_peft.attributes import tensors_of
 from ltdi_peft.baselines import (
     NearestTask,
     RidgeRival,
@@ -244,7 +245,7 @@ def generator_digest(generator: Generator) -> str:
             generator.codec.scale,
             generator.codec.energy_kept,
             *(flat(generator.tuning).values() if generator.tuning else ()),
-            *([generator.attributes.weight] if generator.attributes else ()),
+            *(tensors_of(generator.attributes).values() if generator.attributes else ()),
         ]
     )
     return hashlib.sha256(f"{weights}{json.dumps(config, sort_keys=True)}".encode()).hexdigest()[:16]

@@ -37,7 +37,8 @@ class Provenance:
     weights: str  # `weights_digest` of what was generated
     scores: dict[str, Any] | None  # the generator's own evaluation, if it carries one
     prompt_in_context: bool = True  # whether it was made for a model that has the prompt in its context
-    examples: int = 0  # so many were read beside the prompt
+    examples: int = 0  # so many were read beside the prompt,
+    inputs: int = 0  # and so many inputs without answers
     reading: dict[str, str] = field(
         default_factory=dict
     )  # attribute → the value that the prompt was taken for
@@ -51,7 +52,8 @@ class Provenance:
                 f"{where}: format_version is {table.get('format_version')!r}, this ltdi_peft reads "
                 f"{FORMAT_VERSION}. Install the version that wrote it, or delete the file."
             )
-        table = {"prompt_in_context": True, "examples": 0, "reading": {}, **table}  # older files do not say
+        since = {"prompt_in_context": True, "examples": 0, "inputs": 0, "reading": {}}
+        table = {**since, **table}  # older files do not say
         if wrong := sorted({f.name for f in fields(cls)} ^ set(table)):
             raise ValueError(f"{where}: missing or unknown keys {wrong}. Delete the file to push without it.")
         return cls(**table)

@@ -32,7 +32,7 @@ from ltdi_peft.encoding import Targets, held_out_runs, require_frame, tasks_with
 from ltdi_peft.files import json_bytes, read_json, replace_file, replacing_folder
 from ltdi_peft.generator import CONFIG_FILE, Generator, load_generator
 from ltdi_peft.generator_config import GeneratorConfig, shown_recipe
-from ltdi_peft.guidance import choose_guidance
+from ltdi_peft.guidance import choose_alone_share, choose_guidance
 from ltdi_peft.launch import on_cpu
 from ltdi_peft.origin import at_origin, recipe_origin
 from ltdi_peft.prepare import Prepared, prepare, require_kept, round_trip_gate
@@ -253,7 +253,10 @@ def make_choices(
     tried = {"alone": chosen(twin, first, bench, names, accelerator, context="no_prompt")}
     found = {key: vars(twin.config)[key] for key in ("guidance_scale", "mean_share")}
     generator.config = replace(generator.config, alone=found)
-    return chosen(generator, first, bench, names, accelerator, context="prompt") | tried
+    tried |= chosen(generator, first, bench, names, accelerator, context="prompt")
+    share, tried["alone_share"] = told(accelerator, lambda: choose_alone_share(generator, bench, names))
+    generator.config = replace(generator.config, alone_share=share)
+    return tried
 
 
 def chosen(

@@ -8,25 +8,27 @@ from safetensors.torch import load_file
 from tiny_bench import collected, conditioned_bench
 from torch.testing import assert_close
 
-from ltdi_peft.attribute_fit import recipe_attributes
+from ltdi_peft.attribute_fit import MOST_INPUTS, drawn_inputs, recipe_attributes, told_inputs
 from ltdi_peft.attributes import (
     FILE,
+    LEAST_RATIO,
     SHARPNESS,
     STRENGTH,
     AttributeClassifier,
     fit_classifier,
     known_values,
+    reading_inputs,
 )
 from ltdi_peft.baselines import adapter_digest
-from ltdi_peft.cards import read_as
+from ltdi_peft.cards import adapter_card, read_as
 from ltdi_peft.centre import fit_ridge, fit_task_ridge
 from ltdi_peft.cli import main
 from ltdi_peft.condition import PromptEncoder
 from ltdi_peft.config import ConditionConfig
-from ltdi_peft.generate import best_candidate, generate_adapter
+from ltdi_peft.generate import as_inputs, best_candidate, generate_adapter
 from ltdi_peft.generator import load_generator
 from ltdi_peft.protocol import generator_digest
-from ltdi_peft.provenance import provenance_of
+from ltdi_peft.provenance import provenance_of, read_provenance
 from ltdi_peft.shrink import shrink
 from ltdi_peft.suite import builtin_tasks
 from ltdi_peft.task import Example, Task, TaskSuite
@@ -125,6 +127,46 @@ def test_readings_are_the_most_probable_combinations():
 def test_without_any_attributes_there_is_nothing_to_tell():
     with pytest.raises(ValueError, match="none of the 2 training tasks has attributes"):
         fit_classifier(torch.randn(2, 3, 4), [(), ()])
+
+
+# --- inputs
+
+
+def drawn_inputs_world():
+    """Twelve questions in two halves that no prompt tells apart; the inputs of a task tell the half."""
+    rng = torch.Generator().manual_seed(1)
+    asked, domain = torch.randn(6, 20, generator=rng), torch.randn(2, 10, generator=rng)
+    pairs = [(d, q) for d in range(2) for q in range(6)]
+    attributes = [(("question", f"{d}/{q}"),) for d, q in pairs]
+    noise = 0.1 * torch.randn(12, 80, 20, generator=rng)
+    conditions = torch.stack([asked[q] for _, q in pairs])[:, None] + noise
+    about = torch.stack([domain[d] for d, _ in pairs])[:, None] + 0.1 * torch.randn(12, 80, 10, generator=rng)
+    return conditions, about, attributes
+
+
+def test_inputs_tell_what_a_prompt_leaves_open():
+    conditions, about, attributes = drawn_inputs_world()
+    plain = fit_classifier(conditions[:, :78], attributes)
+    found = reading_inputs(plain, about[:, :78], attributes)
+    new, told = conditions[:, 78:].flatten(0, 1), about[:, 78:].flatten(0, 1)
+    places = [plain.values["question"].index(own[0][1]) for own in attributes for _ in range(2)]
+    alone, both = (found_[range(24), places] for found_ in (plain(new), found(new, told)))
+    assert 0.3 < alone.mean() < 0.7  # one of two, whichever
+    assert both.mean() > 0.95
+    assert_close(found(conditions[0]), plain(conditions[0]))  # without inputs it reads as before
+    assert_close(found(new, told).sum(1), torch.ones(24))
+    with pytest.raises(ValueError, match="fitted on prompts alone"):
+        plain(conditions[0, :1], about[0, :1])
+
+
+def test_what_inputs_say_is_a_ratio_to_the_rates():
+    _, about, attributes = drawn_inputs_world()
+    values = known_values(attributes)
+    found = reading_inputs(AttributeClassifier(values, torch.zeros(21, 12)), about, attributes)
+    said = found.likelier(about[0, :1])[0].exp()
+    of_own = [value.startswith("0/") for value in values["question"]]
+    assert_close(said[of_own].mean(), torch.tensor(2.0), rtol=0.1, atol=0)  # one half of all questions
+    assert_close(said[[not own for own in of_own]], torch.full((6,), LEAST_RATIO), rtol=1.0, atol=0.1)
 
 
 # --- tasks
@@ -230,8 +272,62 @@ def test_the_command_says_what_the_prompt_was_taken_for(bench, tmp_path, capsys)
     for one in (bench.base.model, bench.base.tokenizer):
         one.save_pretrained(tmp_path / "base")
     named = ["--generator", str(bench.recipe.generator_folder), "--base-model", str(tmp_path / "base")]
+    (tmp_path / "inputs.txt").write_text("w1 w2 w3\n\nw2 w4 w5\n")
+    shown = ["--inputs", str(tmp_path / "inputs.txt"), "--out", str(tmp_path / "shown")]
+    assert main(["generate", PROMPTS[0], *named, *shown]) == 0
+    assert read_provenance(tmp_path / "shown").inputs == 2
+    capsys.readouterr()
     assert main(["generate", PROMPTS[0], *named, "--out", str(tmp_path / "out")]) == 0
     assert f"read as {read_as(made.provenance)}" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*was scaled into the range:UserWarning")
+def test_a_generator_reads_inputs_and_carries_what_it_reads(bench, tmp_path):
+    generator = train_generator(bench.recipe, bench=bench, progress=False)
+    inputs = [example.input for example in bench.suite["a/first/plain"].train[:3]]
+    told = generator.encode_prompts(PROMPTS[:1], bench.base, inputs=[inputs])
+    assert not torch.equal(told, generator.encode_prompts(PROMPTS[:1], bench.base))
+    again = load_generator(bench.recipe.generator_folder)
+    assert_close(again.encode_prompts(PROMPTS[:1], bench.base, inputs=[inputs]), told)
+    (made,) = generator.generate(PROMPTS[:1], base=bench.base, inputs=[inputs])
+    assert made.provenance.inputs == 3
+    assert made.provenance.reading == generator.attributes.reading(told[0])
+    offered = generator.candidates(PROMPTS[0], 3, base=bench.base, inputs=inputs)
+    assert [one.provenance.inputs for one in offered] == [3, 3, 3]
+    for site, pair in made.adapter.items():
+        assert_close(offered[0].adapter[site], pair, rtol=1e-4, atol=1e-6)
+    options = {"base_model": bench.base.model, "tokenizer": bench.base.tokenizer}
+    model = generate_adapter(PROMPTS[0], generator=generator, inputs=inputs, **options)
+    assert provenance_of(model).weights == made.provenance.weights
+    assert "this sentence and 3 inputs without answers" in adapter_card(made.spec, made.provenance)
+    model.unload()
+    other = replace(generator.attributes, rates=generator.attributes.rates * 2)
+    before = generator_digest(generator)
+    generator.attributes = other
+    assert generator_digest(generator) != before
+
+
+def test_inputs_that_nothing_reads_are_refused(bench, runs):
+    encoder = PromptEncoder("base", base=bench.base)
+    with pytest.raises(ValueError, match="these conditions read none"):
+        encoder(PROMPTS[:1], inputs=[["w1 w2"]])
+    train_generator(bench.recipe, bench=bench, progress=False)
+    with pytest.raises(ValueError, match=r"inputs are one list a prompt.*1 prompts came with lists of \[0\]"):
+        recipe_encoder(bench)(PROMPTS[:1], inputs=[[]])
+    for wrong in ("w1", ["w1", " "], [3]):
+        with pytest.raises(ValueError, match="inputs are several texts"):
+            as_inputs(wrong)
+
+
+def test_tasks_without_examples_teach_no_inputs(bench):
+    encoder = PromptEncoder("base", base=bench.base)
+    tasks = list(bench.suite.split("train"))
+    bare = Task(tasks[0].name, tasks[0].prompts, attributes=tasks[0].attributes)
+    plain = AttributeClassifier(known_values([t.attributes for t in tasks]), torch.zeros(17, 4))
+    assert told_inputs(plain, encoder, [bare, *tasks[1:]]) is plain
+    assert told_inputs(plain, encoder, tasks).inputs.shape == (bench.base.model.config.hidden_size + 1, 4)
+    assert all(1 <= len(draw) <= MOST_INPUTS for draw in drawn_inputs(tasks[0]))
+    assert drawn_inputs(bare) == []
 
 
 def test_the_classifier_is_fitted_once_and_for_these_tasks(bench, runs):
