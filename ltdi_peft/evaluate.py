@@ -231,7 +231,8 @@ def guidance_of(generator: Generator) -> dict[str, Any]:
     own = {"scale": generator.config.guidance_scale, "mean_share": generator.config.mean_share}
     if generator.alone is None:
         return own
-    return own | {"alone": guidance_of(generator.purposed(prompt_in_context=False))}
+    alone = guidance_of(generator.purposed(prompt_in_context=False))
+    return own | {"alone": alone, "alone_share": generator.config.alone_share}
 
 
 def tuned_ridges(

@@ -52,6 +52,7 @@ class FewShotConfig:
     validation: int = 8  # validation tasks that the learning rates are chosen on
     counts: tuple[int, ...] = (4, 16, 64)  # N, examples of the task
     steps: int = 24  # gradient steps of every method that takes any
+    in_context: bool = False  # the start with the examples in its context, solved, too: long rows, slow
     curve_steps: int = 0  # length of the accuracy curve over gradient steps; 0 leaves it out
 
     def __post_init__(self) -> None:

@@ -65,6 +65,7 @@ class FewShot:
     steps: int = 24  # of every road with gradients
     batch_size: int = 8
     examples: int = 100  # evaluation examples of an unseen task
+    in_context: bool = False  # whether the start answers with the examples in its context, too
     validation_examples: int = 32  # of each validation task, to choose learning rates by
     rates: dict[str, tuple[float, ...]] = field(default_factory=lambda: dict(RATES))
 
@@ -114,10 +115,11 @@ def ladder(
         return [accuracies(few, t, one, few.examples) for t, one in zip(group, made, strict=True)]
 
     found = lines_of(few, about, tasks, lines, desc="few-shot", progress=progress)
-    solved = in_context(few, tasks, progress=progress)
-    found = {name: line | solved[name] for name, line in found.items()}
-    read = (READ,) if few.generator.config.condition_examples else ()
-    methods = (*METHODS, *read, SHOWN)
+    methods = (*METHODS, READ) if few.generator.config.condition_examples else METHODS
+    if few.in_context:
+        solved = in_context(few, tasks, progress=progress)
+        found = {name: line | solved[name] for name, line in found.items()}
+        methods = (*methods, SHOWN)
     return {str(n): {m: method_row(found, f"{n}/{m}", chosen) for m in methods} for n in few.counts}
 
 

@@ -47,6 +47,7 @@ def opened(bench: Bench, generator: Generator, start: Adapter, folder: Path) -> 
     """What every section is measured with, as the bench's recipe wants it; for the rest see `FewShot`."""
     about = bench.recipe.evaluate
     sizes = {"counts": about.few_shot.counts, "steps": about.few_shot.steps, "examples": about.examples}
+    sizes |= {"in_context": about.few_shot.in_context}
     return FewShot(bench, generator, start, folder, **sizes)
 
 

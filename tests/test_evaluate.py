@@ -215,7 +215,9 @@ class Run:
             bench.recipe.evaluate,
             methods=ALL,
             t2l=T2LConfig(hidden=8, layers=1, examples=2, reconstruction=short, sft=short),
-            few_shot=FewShotConfig(tasks=2, validation=1, counts=(2, 3), steps=1, curve_steps=1),
+            few_shot=FewShotConfig(
+                tasks=2, validation=1, counts=(2, 3), steps=1, in_context=True, curve_steps=1
+            ),
             sampling_steps=(3, 6),
             training_tasks=(3, 5),
         )

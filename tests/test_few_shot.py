@@ -48,7 +48,7 @@ def few(bench, generator, tmp_path):
     """Two counts, one rate, two steps."""
     start = TrajectoryStore(bench.recipe.store_folder).trajectories()[0].start()
     sizes = {"counts": (2, 4), "steps": 2, "batch_size": 2, "examples": 4, "validation_examples": 4}
-    return FewShot(bench, generator, start, tmp_path / "kept", rates=ONE_RATE, **sizes)
+    return FewShot(bench, generator, start, tmp_path / "kept", rates=ONE_RATE, in_context=True, **sizes)
 
 
 @pytest.fixture
@@ -190,6 +190,7 @@ def test_the_table_and_its_resumption(few, tasks, monkeypatch):
     assert ladder(few, tasks, [], progress=False)["4"]["lora"]["per_task"] == found["4"]["lora"]["per_task"]
     with pytest.raises(pytest.fail.Exception, match="called again"):
         ladder(replace(few, steps=3), tasks, [], progress=False)
+    assert list(ladder(replace(few, in_context=False), tasks, [], progress=False)["4"]) == list(METHODS)
 
 
 def test_examples_in_context_stand_there_solved(few, tasks):

@@ -81,8 +81,12 @@ def make_place(folder, world):
     (folder / "runs/smollm2_bigbench").mkdir(parents=True)
     (folder / "runs/smollm2_bigbench/calibration.json").write_text(json.dumps({"tasks": {}}))
     with chdir(folder):  # where the tiny sentence encoder is
-        for name, examples in (("demo", 0), ("read_examples", 2)):
-            run, reads = folder / "runs" / name, {"encoder": "minilm_words", "examples": examples}
+        for name, more in (
+            ("demo", {}),
+            ("read_examples", {"examples": 2}),
+            ("attributes", {"attributes": True}),
+        ):
+            run, reads = folder / "runs" / name, {"encoder": "minilm_words", **more}
             run.mkdir()
             (run / "trajectories").symlink_to(world.recipe.store_folder)
             train_generator(world.changed(run, condition=reads, codec={"gate": 0.0}), progress=False)
