@@ -157,4 +157,4 @@ def test_the_ladder_has_one_more_rung(bench, generator, tmp_path):
     (made,) = ladder_adapters(few, [task], fits)
     assert set(made) == {f"2/{name}" for name in (*METHODS, READ)}
     (expected,) = generator.generate(task.held_out_prompts[:1], examples=[task.train[:2]], base=bench.base)
-    assert adapter_digest(made[f"2/{READ}"]) == adapter_digest(expected.adapter)
+    assert adapter_digest(made[f"2/{READ}"]["prompt"]) == adapter_digest(expected.adapter)
