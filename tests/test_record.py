@@ -574,6 +574,7 @@ def test_two_processes_write_one_run(tmp_path, store):
         trainer = make_trainer(recorder_for(sys.argv[1] + "/store", 1), ddp_backend="gloo")
         assert trainer.args.world_size == 2
         trainer.train()
+        trainer.accelerator.end_training()  # ends the process group, whose threads may abort an exit
         """
     write_program(tmp_path, body)
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
